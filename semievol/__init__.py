@@ -1,0 +1,1 @@
+"""SemiEvol: semi-supervised fine-tuning of language models (arXiv 2410.14745)."""

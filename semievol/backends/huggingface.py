@@ -1,0 +1,296 @@
+"""Generation with transformers: left-padded batches, shared prefixes, one seed a sample.
+
+A sample's randomness is one uniform number a token from a counter-based generator keyed by the sample's seed, turned
+into a token by the inverse of the cumulative distribution. So a batch's make-up, its order and the device's own random
+numbers play no part in what is drawn.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+
+from semievol.backends.chat import Chat
+from semievol.errors import ModelError
+from semievol.ports import Request, Response
+from semievol.prompts import Prompt
+from semievol.recipe import ModelSettings
+
+BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072}
+"""Tokens (rows times padded length) held at once, by device type."""
+MIN_SHARED_PREFIX = 8
+"""A common beginning of at least this many tokens is computed once a batch."""
+
+
+def device_of(settings: ModelSettings) -> torch.device:
+    """The device that the recipe asks for."""
+    if settings.device != "auto":
+        return torch.device(settings.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(settings: ModelSettings) -> torch.dtype:
+    """The weights' number format that the recipe asks for."""
+    if settings.dtype == "auto":
+        return torch.bfloat16 if device_of(settings).type == "cuda" else torch.float32
+    dtype = getattr(torch, settings.dtype)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def load_model(model: str, settings: ModelSettings) -> PreTrainedModel:
+    """The base model on its device, from safetensors only. Raises ModelError if it cannot be loaded."""
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model,
+            revision=settings.revision,
+            dtype=dtype_of(settings),
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the model {model} cannot be loaded: {error}") from error
+    assert isinstance(loaded, PreTrainedModel)
+    nn.Module.to(loaded, device_of(settings))
+    nn.Module.eval(loaded)
+    return loaded
+
+
+@contextmanager
+def open_generator(
+    model: str, settings: ModelSettings, chat: Chat, adapter: Path | None
+) -> "Iterator[HuggingFaceGenerator]":
+    """A generator over the base model, the adapter merged into its weights; memory is given back at the end."""
+    loaded = load_model(model, settings)
+    if adapter is not None:
+        loaded = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
+    try:
+        yield HuggingFaceGenerator(loaded, chat, settings.max_length)
+    finally:
+        del loaded
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class HuggingFaceGenerator:
+    """The `Generator` port over a loaded causal language model."""
+
+    def __init__(self, model: PreTrainedModel, chat: Chat, max_length: int, batch_tokens: int | None = None) -> None:
+        limit = getattr(model.config, "max_position_embeddings", None) or max_length
+        self.model, self.chat, self.max_length = model, chat, min(max_length, limit)
+        self.device = model.device
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, 8_192)
+        self._replies: dict[str, list[int]] = {}
+
+    def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
+        """Whether prompt and reply stay within the length. A short enough text is not tokenised to know it."""
+        room = self.max_length - max_new_tokens
+        # A token covers at least one byte; a turn's frame in known templates is below 32 tokens.
+        if sum(len(message.content.encode()) + 32 for message in prompt) <= room:
+            return True
+        return len(self.chat.prompt_ids(prompt)) <= room
+
+    @torch.inference_mode()
+    def generate(
+        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+    ) -> Iterator[tuple[int, list[Response]]]:
+        """See `ports.Generator`."""
+        prompts = self.chat.prompts_ids([request.prompt for request in requests])
+        widths = [len(request.seeds) for request in requests]
+        for batch in self._batches(prompts, widths, max_new_tokens):
+            rows = [place for place, index in enumerate(batch) for _ in requests[index].seeds]
+            seeds = [seed for index in batch for seed in requests[index].seeds]
+            prefilled = self._prefill([prompts[index] for index in batch]).select(torch.tensor(rows))
+            drawn = iter(self._decode(prefilled, seeds, temperature, max_new_tokens))
+            for index in batch:
+                yield index, [next(drawn) for _ in requests[index].seeds]
+
+    @torch.inference_mode()
+    def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
+        """See `ports.Generator`. Only the tokens that tell the options apart are computed."""
+        ids = self.chat.prompts_ids(prompts)
+        endings = {key: self._distinguishing(key) for key in {tuple(row) for row in options}}
+        widths = [1 + sum(len(ending) > 1 for ending in endings[tuple(row)]) for row in options]
+        for batch in self._batches(ids, widths, 1):
+            prefilled = self._prefill([ids[index] for index in batch])
+            first = prefilled.logprobs.cpu().double()
+            scores = [
+                [float(first[place, ending[0]]) for ending in endings[tuple(options[index])]]
+                for place, index in enumerate(batch)
+            ]
+            pairs = [
+                (place, column, ending)
+                for place, index in enumerate(batch)
+                for column, ending in enumerate(endings[tuple(options[index])])
+                if len(ending) > 1
+            ]
+            for (place, column, _), rest in zip(pairs, self._continue(prefilled, pairs), strict=True):
+                scores[place][column] += rest
+            for index, row in zip(batch, scores, strict=True):
+                yield index, torch.log_softmax(torch.tensor(row, dtype=torch.float64), dim=0).tolist()
+
+    def _batches(self, prompts: Sequence[list[int]], widths: Sequence[int], new_tokens: int) -> Iterator[list[int]]:
+        """Indices of rows that go together: alike in length, the longest first, within the token budget."""
+        batch: list[int] = []
+        used = 0
+        for index in sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index)):
+            cost = (len(prompts[batch[0]] if batch else prompts[index]) + new_tokens) * widths[index]
+            if batch and used + cost > self.batch_tokens:
+                yield batch
+                batch, used = [], 0
+                cost = (len(prompts[index]) + new_tokens) * widths[index]
+            batch.append(index)
+            used += cost
+        if batch:
+            yield batch
+
+    def _prefill(self, prompts: list[list[int]]) -> "_State":
+        """Run the prompts through the model; what all of them begin with only once."""
+        shared = _shared_prefix(prompts)
+        shared = shared if shared >= MIN_SHARED_PREFIX and len(prompts) > 1 else 0
+        cache = DynamicCache(config=self.model.config)
+        if shared:
+            prefix = torch.tensor([prompts[0][:shared]], device=self.device)
+            self.model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache.batch_repeat_interleave(len(prompts))
+        width = max(len(prompt) for prompt in prompts) - shared
+        ids = torch.full((len(prompts), width), self.chat.tokenizer.pad_token_id)
+        mask = torch.ones((len(prompts), shared + width), dtype=torch.long)
+        for place, prompt in enumerate(prompts):
+            padding = width - (len(prompt) - shared)
+            ids[place, padding:] = torch.tensor(prompt[shared:])
+            mask[place, shared : shared + padding] = 0
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, shared:]
+        state = _State(cache, mask.to(self.device), torch.empty(0))
+        return self._step(state, ids.to(self.device), positions.to(self.device))
+
+    def _step(self, state: "_State", ids: Tensor, positions: Tensor, keep: int = 1) -> "_State":
+        output = self.model(
+            input_ids=ids,
+            attention_mask=state.mask,
+            position_ids=positions,
+            past_key_values=state.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        logits = output.logits[:, -1] if keep == 1 else output.logits
+        return _State(state.cache, state.mask, logits.float().log_softmax(dim=-1))
+
+    def _decode(self, state: "_State", seeds: Sequence[int], temperature: float, limit: int) -> list[Response]:
+        """Draw one response a row. Finished rows leave the batch once they are half of it."""
+        uniforms = _uniforms(seeds, limit) if temperature > 0 else None
+        stop = torch.tensor(sorted(self.chat.stop_ids))
+        rows = torch.arange(len(seeds))
+        tokens: list[list[int]] = [[] for _ in seeds]
+        logprobs: list[list[float]] = [[] for _ in seeds]
+        finished = [False] * len(seeds)
+        alive = torch.ones(len(seeds), dtype=torch.bool)
+        for step in range(limit):
+            chosen = _choose(state.logprobs, temperature, uniforms[rows, step] if uniforms is not None else None)
+            logprob = state.logprobs.gather(1, chosen[:, None])[:, 0].cpu().tolist()
+            chosen = chosen.cpu()
+            for place, (row, token) in enumerate(zip(rows.tolist(), chosen.tolist(), strict=True)):
+                if alive[place]:
+                    tokens[row].append(token)
+                    logprobs[row].append(logprob[place])
+            ended = torch.isin(chosen, stop)
+            for row in rows[alive & ended].tolist():
+                finished[row] = True
+            alive &= ~ended
+            if step + 1 == limit or not alive.any():
+                break
+            if alive.sum() * 2 <= len(alive):
+                kept = alive.nonzero()[:, 0]
+                state, rows, chosen, alive = state.select(kept), rows[kept], chosen[kept], alive[kept]
+            state.mask = torch.cat([state.mask, state.mask.new_ones((len(rows), 1))], dim=1)
+            positions = state.mask.sum(dim=1, keepdim=True) - 1
+            state = self._step(state, chosen[:, None].to(self.device), positions)
+        return [
+            Response(self.chat.decode(ids), tuple(logs), done)
+            for ids, logs, done in zip(tokens, logprobs, finished, strict=True)
+        ]
+
+    def _continue(self, state: "_State", pairs: Sequence[tuple[int, int, list[int]]]) -> list[float]:
+        """Log-probability of each (row, _, option tokens) after the option's first token, in nats."""
+        if not pairs:
+            return []
+        longest = max(len(ending) for *_, ending in pairs) - 1
+        ids = torch.full((len(pairs), longest), self.chat.tokenizer.pad_token_id)
+        for place, (_, _, ending) in enumerate(pairs):
+            ids[place, : len(ending) - 1] = torch.tensor(ending[:-1])
+        state = state.select(torch.tensor([row for row, *_ in pairs]))
+        length = state.mask.sum(dim=1, keepdim=True)
+        state.mask = torch.cat([state.mask, state.mask.new_ones((len(pairs), longest))], dim=1)
+        positions = length + torch.arange(longest, device=self.device)
+        logprobs = self._step(state, ids.to(self.device), positions, keep=longest).logprobs
+        logprobs = logprobs if longest > 1 else logprobs[:, None]
+        return [
+            sum(float(logprobs[place, at, token]) for at, token in enumerate(ending[1:]))
+            for place, (_, _, ending) in enumerate(pairs)
+        ]
+
+    def _distinguishing(self, options: Sequence[str]) -> list[list[int]]:
+        """Each option's tokens up to where no other option begins the same (its end-of-turn if need be)."""
+        replies = []
+        for option in options:
+            if option not in self._replies:
+                self._replies[option] = self.chat.reply_ids(option)
+            replies.append(self._replies[option])
+        if len({tuple(reply) for reply in replies}) < len(replies):
+            raise ModelError("two of the task's options are the same tokens to this model; rename one of them")
+        cut = []
+        for reply in replies:
+            length = 1
+            while sum(other[:length] == reply[:length] for other in replies) > 1:
+                length += 1
+            cut.append(reply[:length])
+        return cut
+
+
+@dataclass(slots=True)
+class _State:
+    """Rows in flight: their keys and values, mask [rows, tokens] and last log-probabilities [rows, vocabulary]."""
+
+    cache: DynamicCache
+    mask: Tensor
+    logprobs: Tensor
+
+    def select(self, rows: Tensor) -> "_State":
+        """The given rows, repeated where named twice. The state it is called on must not be used again."""
+        rows = rows.to(self.mask.device)
+        if len(rows) == len(self.mask) and torch.equal(rows, torch.arange(len(rows), device=rows.device)):
+            return self
+        self.cache.batch_select_indices(rows)
+        return _State(self.cache, self.mask[rows], self.logprobs[rows])
+
+
+def _uniforms(seeds: Sequence[int], steps: int) -> Tensor:
+    """One uniform number a sample and step in [0, 1): float64 [len(seeds), steps], from the seeds alone."""
+    draws = [np.random.Generator(np.random.Philox(key=seed)).random(steps) for seed in seeds]
+    return torch.from_numpy(np.stack(draws))
+
+
+def _choose(logprobs: Tensor, temperature: float, uniforms: Tensor | None) -> Tensor:
+    """Next tokens [rows]: the likeliest, or by inverting the tempered cumulative distribution at `uniforms`."""
+    if uniforms is None:
+        return logprobs.argmax(dim=-1)
+    mass = (logprobs.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    threshold = uniforms.to(mass.device)[:, None] * mass[:, -1:]
+    return torch.searchsorted(mass, threshold, right=True)[:, 0].clamp(max=mass.shape[-1] - 1)
+
+
+def _shared_prefix(prompts: Sequence[list[int]]) -> int:
+    """Length of the beginning that all prompts share, short of any prompt's last token."""
+    first, last = min(prompts), max(prompts)
+    limit = min(len(prompt) for prompt in prompts) - 1
+    for place in range(limit):
+        if first[place] != last[place]:
+            return place
+    return limit

@@ -1,0 +1,78 @@
+"""Every error a caller may want to name. Each has a stable `code` and a message that says what to do next.
+
+SemiEvolError
+├── DataError           a file cannot be used as it is (exit code 2)
+├── RecipeError         a setting is unknown or contradicts another (exit code 2)
+├── ModelError          the base model, adapter or embedder cannot be loaded (exit code 2)
+├── WorkdirError        the output folder belongs to another run or is damaged (exit code 2)
+└── TrainingError       training cannot go on, for example because the loss is no longer finite (exit code 1)
+"""
+
+from dataclasses import dataclass
+
+
+class SemiEvolError(Exception):
+    """Root of the library's errors; `code` is stable, the message is for people."""
+
+    code = "error"
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with an input file. `line` counts from 1; 0 means the whole file. Never echoes the data."""
+
+    line: int
+    code: str
+    message: str
+
+
+class DataError(SemiEvolError):
+    """An input file has problems; the first ones are listed with their lines, all are counted."""
+
+    code = "invalid_file"
+    exit_code = 2
+
+    def __init__(self, path: str, problems: list[Problem], total: int | None = None) -> None:
+        super().__init__(path, problems, total)
+        self.path, self.problems, self.total = path, problems, total if total is not None else len(problems)
+
+    def __str__(self) -> str:
+        shown = [f"  line {p.line}: {p.message}" if p.line else f"  {p.message}" for p in self.problems]
+        more = self.total - len(self.problems)
+        if more > 0:
+            shown.append(f"  … and {more} more")
+        return "\n".join([f"{self.path} cannot be used:", *shown])
+
+
+class RecipeError(SemiEvolError):
+    """A recipe, or a combination of settings and data, makes no sense."""
+
+    code = "invalid_recipe"
+    exit_code = 2
+
+
+class ModelError(SemiEvolError):
+    """A model, adapter or embedder cannot be loaded or lacks something that the loop needs."""
+
+    code = "invalid_model"
+    exit_code = 2
+
+
+class WorkdirError(SemiEvolError):
+    """The output folder holds another run's stages, or a stage does not match its manifest."""
+
+    code = "invalid_workdir"
+    exit_code = 2
+
+
+class TrainingError(SemiEvolError):
+    """Training cannot go on."""
+
+    code = "training_failed"
+
+
+class LossDiverged(TrainingError):
+    """The loss is not finite any more; nothing is published."""
+
+    code = "loss_diverged"

@@ -1,0 +1,151 @@
+"""The seams to the outside world: who generates, who trains, who embeds. In-memory doubles are in `fakes.py`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from semievol.prompts import Prompt
+from semievol.recipe import TrainingSettings
+
+Floats = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as work goes on; must be cheap."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to answer `len(seeds)` times, each sample drawn from its own seed alone."""
+
+    prompt: Prompt
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the model wrote. `logprobs`: nats per generated token, untempered, the end-of-turn token included."""
+
+    text: str
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+class Generator(Protocol):
+    """A loaded model that writes and judges. Results do not depend on how requests are batched or ordered."""
+
+    def generate(
+        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+    ) -> Iterator[tuple[int, list[Response]]]:
+        """Yield (index into `requests`, one response a seed) in any order; temperature 0 is greedy."""
+        ...
+
+    def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
+        """Yield (index, log-probability in nats of each of the row's options as the reply) in any order.
+
+        Probabilities are exact and normalised over the row's options (they sum to 1 after exp).
+        """
+        ...
+
+    def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
+        """Whether prompt and reply stay within the recipe's and the model's length."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """A chat that ends with the assistant's reply; `weight` scales its part of the loss."""
+
+    messages: Prompt
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingLog:
+    """What training did. `losses`: (optimizer step, mean loss in nats per token) as logged."""
+
+    steps: int
+    rows: int
+    tokens: int
+    truncated_rows: int
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+class Trainer(Protocol):
+    """Fine-tunes a LoRA adapter on the base model."""
+
+    def train(
+        self,
+        rows: Sequence[TrainingRow],
+        settings: TrainingSettings,
+        *,
+        seed: int,
+        output: Path,
+        start_from: Path | None = None,
+        progress: Progress = no_progress,
+    ) -> TrainingLog:
+        """Write the adapter (PEFT layout, tokenizer and chat template beside it) into the folder `output`.
+
+        `start_from` is an adapter to train further: the same adapter goes on, none is stacked on it.
+        Raises LossDiverged if the loss stops being finite.
+        """
+        ...
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors whose dot product is their similarity."""
+
+    def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> Floats:
+        """One unit vector a text: float32, [len(texts), dimensions]."""
+        ...
+
+
+class Retriever(Protocol):
+    """Finds the nearest of the texts it was built over."""
+
+    def nearest(self, queries: Sequence[str], k: int) -> tuple[npt.NDArray[np.int64], Floats]:
+        """Indices and similarities, [len(queries), k], the nearest first, ties by the lower index."""
+        ...
+
+
+class Backend(Protocol):
+    """Builds the parts above for one base model. Only this knows torch."""
+
+    def generator(self, adapter: Path | None) -> AbstractContextManager[Generator]:
+        """The base model, with an adapter or without; its memory is given back on leaving."""
+        ...
+
+    def trainer(self) -> Trainer:
+        """A trainer of adapters for the base model."""
+        ...
+
+    def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> Retriever:
+        """A retriever over `documents` as the recipe's `propagation.retriever` says."""
+        ...
+
+    def provenance(self) -> dict[str, str]:
+        """Versions, device, dtype and the base model's digest: what has to be equal for equal bytes."""
+        ...
+
+
+class Observer(Protocol):
+    """Told how a run goes on."""
+
+    def stage_started(self, stage: str) -> None:
+        """A stage begins; `stage` is its path in the output folder, such as round-1/generate-00003."""
+        ...
+
+    def stage_progress(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` rows or steps of the stage are finished."""
+        ...
+
+    def stage_finished(self, stage: str, facts: dict[str, Any], *, resumed: bool) -> None:
+        """The stage is committed; `resumed` says that an earlier run had done it."""
+        ...

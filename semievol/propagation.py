@@ -1,0 +1,61 @@
+"""In-context propagation: the nearest labeled rows of every row, by exact search.
+
+Labeled sets are small, so a matrix product over chunks of queries is all it takes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from semievol.ports import Embedder, Floats, Progress, Retriever, no_progress
+
+CHUNK_ROWS = 4096
+
+
+class DenseRetriever:
+    """Cosine search over embedded documents (the `Retriever` port)."""
+
+    def __init__(self, embedder: Embedder, documents: Sequence[str], progress: Progress = no_progress) -> None:
+        self.embedder, self.progress = embedder, progress
+        self.documents = embedder.embed(documents)
+
+    def nearest(self, queries: Sequence[str], k: int) -> tuple[npt.NDArray[np.int64], Floats]:
+        """See `ports.Retriever`."""
+        return top_k(self.embedder.embed(queries, self.progress), self.documents, k)
+
+
+def top_k(queries: Floats, documents: Floats, k: int) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Indices and dot products of the k best documents of each query, [queries, k], best first, ties by index."""
+    k = min(k, len(documents))
+    indices = np.empty((len(queries), k), dtype=np.int64)
+    similarities = np.empty((len(queries), k), dtype=np.float32)
+    for start in range(0, len(queries), CHUNK_ROWS):
+        scores = queries[start : start + CHUNK_ROWS] @ documents.T
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        indices[start : start + CHUNK_ROWS] = best
+        similarities[start : start + CHUNK_ROWS] = np.take_along_axis(scores, best, axis=1)
+    return indices, similarities
+
+
+def nearest_others(
+    retriever: Retriever, queries: Sequence[str], query_ids: Sequence[str], document_ids: Sequence[str], k: int
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """The same for queries that are documents too: a row never retrieves itself or its duplicate.
+
+    Rows are the same where their ids are, up to the counter that tells duplicates apart. Where fewer than k others
+    exist the last one repeats.
+    """
+    content = np.array([document_id.split("-")[0] for document_id in document_ids])
+    own = np.array([query_id.split("-")[0] for query_id in query_ids])
+    most = int(max((np.sum(content == identity) for identity in set(own)), default=0))
+    indices, similarities = retriever.nearest(queries, min(k + most, len(document_ids)))
+    picked, values = [], []
+    for row, identity in enumerate(own):
+        others = np.flatnonzero(content[indices[row]] != identity)[:k]
+        if len(others) == 0:
+            raise ValueError(f"row {query_ids[row]} has no labeled row other than itself")
+        others = np.pad(others, (0, k - len(others)), mode="edge")
+        picked.append(indices[row, others])
+        values.append(similarities[row, others])
+    return np.stack(picked), np.stack(values)

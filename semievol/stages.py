@@ -1,0 +1,519 @@
+"""What each stage of the loop does. A function here returns the work that `Workdir.stage` runs in a folder.
+
+Stages hand each other files only: rows and labels as Parquet, adapters as PEFT folders, everything else as facts in
+the manifest.
+"""
+
+import json
+import math
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from semievol import answers as answer_rules
+from semievol.agreement import Label, balance, label_sampled, label_scored, mean_probabilities
+from semievol.answers import Answers
+from semievol.errors import DataError, Problem, RecipeError
+from semievol.evaluation import Prediction, accuracy, mcnemar, predict, prediction_record
+from semievol.examples import Example, check_unlabeled, read_labeled, stream_unlabeled
+from semievol.generation import (
+    Answered,
+    Neighbours,
+    answer_shard,
+    options_of,
+    pool_size,
+    scores_options,
+)
+from semievol.ports import Backend, Generator, Progress, TrainingRow
+from semievol.prompts import Message, question_of
+from semievol.recipe import Recipe
+from semievol.seeds import seed_of
+from semievol.selection import select
+from semievol.tables import (
+    ANSWERED,
+    EXAMPLES,
+    PSEUDO_LABELS,
+    answered_of,
+    answered_record,
+    example_of,
+    example_record,
+    group_count,
+    pseudo_label_record,
+    read_examples,
+    read_rows,
+    write_examples,
+    write_rows,
+)
+from semievol.workdir import Stage, StageWork, write_whole
+
+if TYPE_CHECKING:
+    from semievol.pipeline import Job
+
+PENDING = "pending.parquet"
+DECIDED = "decided.parquet"
+ANSWERS = "answered.parquet"
+ADAPTER = "adapter"
+PREDICTIONS = "predictions.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The files as the stages see them: checked, split, and without any answer among the unlabeled."""
+
+    train: Path
+    validation: Path
+    test: Path | None
+    unlabeled: Path
+    answers: Answers
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, stage: Stage) -> Self:
+        """From the committed stage `prepare`."""
+        rules = dict(stage.facts["answers"])
+        rules["options"] = tuple(rules["options"]) if rules["options"] else None
+        test = stage.folder / "test.parquet"
+        return cls(
+            train=stage.folder / "train.parquet",
+            validation=stage.folder / "validation.parquet",
+            test=test if test.exists() else None,
+            unlabeled=stage.folder / "unlabeled.parquet",
+            answers=Answers(**rules),
+            facts=stage.facts,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One finished round."""
+
+    number: int
+    shards: list[Stage]
+    selected: Stage
+    trained: Stage
+    validation: Stage
+
+    @property
+    def validation_accuracy(self) -> float:
+        """Accuracy on the validation rows."""
+        return float(self.validation.facts["accuracy"]["value"])
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The stages that decide what is delivered, and those that measure it on the test rows."""
+
+    base: Stage
+    sft: Stage
+    evolved: Stage
+    sft_validation: Stage
+    evolved_validation: Stage
+    sft_test: Stage
+    evolved_test: Stage
+
+    @property
+    def best(self) -> str:
+        """Which adapter validates better; a tie is SemiEvol's."""
+        sft = self.sft_validation.facts["accuracy"]["value"]
+        return "sft" if self.evolved_validation.facts["accuracy"]["value"] < sft else "semievol"
+
+    def delivered_name(self, recipe: Recipe) -> str:
+        """What is handed out: `sft` or `semievol`."""
+        return self.best if recipe.evaluation.deliver == "best" else "semievol"
+
+    def delivered(self, recipe: Recipe) -> Stage:
+        """The stage whose adapter is handed out."""
+        return self.sft if self.delivered_name(recipe) == "sft" else self.evolved
+
+
+def existing(path: Path) -> Path:
+    """The path itself. Raises DataError if it is no file."""
+    if not path.is_file():
+        what = "this is a folder; give one file" if path.is_dir() else "there is no such file"
+        raise DataError(str(path), [Problem(0, "no_such_file", what)])
+    return path
+
+
+# --- before the rounds ------------------------------------------------------------------------------------------------
+
+
+def prepare(job: "Job") -> StageWork:
+    """Read and check all files, decide how answers are read, hold rows out, write the unlabeled rows in shards."""
+
+    def work(folder: Path, progress: Progress) -> dict[str, Any]:
+        recipe = job.recipe
+        labeled = read_labeled(job.labeled)
+        total = check_unlabeled(job.unlabeled)
+        rules = answer_rules.infer(
+            [row.labeled_reply for row in labeled],
+            [row.options for row in labeled],
+            kind=recipe.answers.kind,
+            options=recipe.answers.options,
+            tolerance=recipe.answers.tolerance,
+        )
+        if recipe.generation.answers == "scored" and not (rules.kind == "choice" and rules.bare):
+            raise RecipeError("generation.answers is scored, but the labeled replies are not bare options of a choice")
+        if job.validation is not None:
+            train, validation = labeled, _readable(job.validation, rules)
+        else:
+            train, validation = hold_out(labeled, rules, recipe.evaluation.holdout, job.seed)
+        write_examples(folder / "train.parquet", train)
+        write_examples(folder / "validation.parquet", validation)
+        test = _readable(job.test, rules) if job.test is not None else []
+        if test:
+            write_examples(folder / "test.parquet", test)
+
+        def counted() -> Iterator[dict[str, Any]]:
+            for done, row in enumerate(stream_unlabeled(job.unlabeled), start=1):
+                if rules.kind == "choice" and not (rules.options or row.options):
+                    hint = "the row has no options, but the labeled rows are a choice among their own options"
+                    raise DataError(str(job.unlabeled), [Problem(row.line, "no_options", hint)])
+                progress(done, total)
+                yield example_record(row)
+
+        write_rows(folder / "unlabeled.parquet", EXAMPLES, counted(), recipe.generation.shard_size)
+        mix = Counter(rules.parse(row.labeled_reply, row.options) for row in labeled)
+        return {
+            "answers": asdict(rules),
+            "answer_mix": dict(mix.most_common()) if rules.kind == "choice" else {},
+            "rows": {"labeled": len(train), "unlabeled": total, "validation": len(validation), "test": len(test)},
+            "held_out": len(validation) if job.validation is None else 0,
+        }
+
+    return work
+
+
+def _readable(path: Path, rules: Answers) -> list[Example]:
+    """Labeled rows whose replies are answers. Raises DataError with the lines of those that are not."""
+    rows = read_labeled(path)
+    wrong = [row for row in rows if rules.parse(row.labeled_reply, row.options) is None]
+    if wrong:
+        hint = f"the reply cannot be read as a {rules.kind}"
+        if rules.options:
+            hint += "; it is none of the labeled rows' answers (set answers.options to name all classes)"
+        raise DataError(str(path), [Problem(row.line, "unknown_answer", hint) for row in wrong[:20]], len(wrong))
+    return rows
+
+
+def hold_out(rows: Sequence[Example], rules: Answers, share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Split labeled rows into (train, validation): closed answers keep their mix. The rows' order plays no part.
+
+    Raises RecipeError if there are too few rows for both parts.
+    """
+    if len(rows) < 2:
+        raise RecipeError("one labeled row cannot be both trained on and held out; give more rows or --validation")
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for row in rows:
+        key = rules.parse(row.labeled_reply, row.options) if rules.kind == "choice" else ""
+        groups[key or ""].append(row)
+    shuffled = [sorted(group, key=lambda row: seed_of(seed, "holdout", row.id)) for _, group in sorted(groups.items())]
+    wanted = min(len(rows) - 1, max(1, round(share * len(rows))))
+    # Largest remainders: every answer gives its share, rounded so that the total is as wanted.
+    counts = [int(share * len(group)) for group in shuffled]
+    by_remainder = sorted(
+        range(len(shuffled)),
+        key=lambda i: (-(share * len(shuffled[i]) % 1), seed_of(seed, "holdout-answer", shuffled[i][0].id)),
+    )
+    for index in by_remainder[: max(0, wanted - sum(counts))]:
+        counts[index] += 1
+    held = {row.id for group, count in zip(shuffled, counts, strict=True) for row in group[:count]}
+    return [row for row in rows if row.id not in held], [row for row in rows if row.id in held]
+
+
+def warm_up(data: Prepared, backend: Backend, job: "Job") -> StageWork:
+    """In-weight propagation: fine-tune on the labeled rows. This is plain SFT, which SemiEvol is measured against."""
+
+    def work(folder: Path, progress: Progress) -> dict[str, Any]:
+        rows = [_training_row(row) for row in read_examples(data.train)]
+        seed = seed_of(job.seed, "warm-up")
+        log = backend.trainer().train(rows, job.recipe.warmup, seed=seed, output=folder / ADAPTER, progress=progress)
+        return asdict(log)
+
+    return work
+
+
+# --- one round --------------------------------------------------------------------------------------------------------
+
+
+def shard_count(pending: Path) -> int:
+    """Units of generation work over the rows in `pending`."""
+    return group_count(pending)
+
+
+def find_neighbours(data: Prepared, backend: Backend, pending: Path, job: "Job") -> StageWork:
+    """In-context propagation: the nearest labeled rows of every pending row."""
+
+    def work(folder: Path, progress: Progress) -> dict[str, Any]:
+        labeled = read_examples(data.train)
+        pool = pool_size(job.recipe, len(labeled))
+        if not pool:
+            return {"pool": 0}
+        retriever = backend.retriever([question_of(row.prompt) for row in labeled])
+        groups, done, total = group_count(pending), 0, data.facts["rows"]["unlabeled"]
+        for group in range(groups):
+            texts = [question_of(row.prompt) for row in read_examples(pending, group)]
+            indices, similarities = retriever.nearest(texts, pool)
+            np.savez(folder / f"{group:05d}.npz", indices=indices, similarities=similarities)
+            done += len(texts)
+            progress(done, total)
+        return {"pool": pool, "retriever": job.recipe.propagation.retriever}
+
+    return work
+
+
+@contextmanager
+def open_lazily(backend: Backend, teacher: Stage | None) -> Iterator[Callable[[], Generator]]:
+    """The labeling model, loaded at its first use: a round whose shards are all done needs none."""
+    with ExitStack() as stack:
+        opened: list[Generator] = []
+
+        def generator() -> Generator:
+            if not opened:
+                adapter = teacher.folder / ADAPTER if teacher else None
+                opened.append(stack.enter_context(backend.generator(adapter)))
+            return opened[0]
+
+        yield generator
+
+
+def generate_shard(
+    data: Prepared,
+    generator: Callable[[], Generator],
+    pending: Path,
+    neighbours: Stage,
+    shard: int,
+    round_number: int,
+    job: "Job",
+) -> StageWork:
+    """Collaborative learning over one shard."""
+
+    def work(folder: Path, progress: Progress) -> dict[str, Any]:
+        rows = read_examples(pending, shard)
+        near = None
+        if neighbours.facts["pool"]:
+            with np.load(neighbours.folder / f"{shard:05d}.npz") as arrays:
+                near = Neighbours(arrays["indices"], arrays["similarities"])
+        answered = answer_shard(
+            rows,
+            near,
+            read_examples(data.train),
+            generator(),
+            data.answers,
+            job.recipe,
+            seed=job.seed,
+            round_number=round_number,
+            progress=progress,
+        )
+        write_rows(folder / ANSWERS, ANSWERED, map(answered_record, answered), max(1, len(answered)))
+        trials = [trial for one in answered for trial in one.trials]
+        return {
+            "rows": len(rows),
+            "replies": len(trials),
+            "justified": sum(one.justification is not None for one in answered),
+            "tokens": sum(len(trial.logprobs) for trial in trials),
+        }
+
+    return work
+
+
+def select_labels(data: Prepared, shards: Sequence[Stage], round_number: int, job: "Job") -> StageWork:
+    """Decide every row: label, confidence, selection. Rows that were not taken wait for the next round."""
+
+    def work(folder: Path, progress: Progress) -> dict[str, Any]:
+        ids, labels = label_rows(data, shards, job.recipe)
+        closed = data.answers.kind == "choice"
+        decisions = select(ids, labels, job.recipe.selection, closed=closed, seed=seed_of(job.seed, round_number))
+        records = (record for shard in shards for record in read_rows(shard.folder / ANSWERS))
+        size = job.recipe.generation.shard_size
+
+        def decided() -> Iterator[dict[str, Any]]:
+            for done, (record, label, decision) in enumerate(zip(records, labels, decisions, strict=True), start=1):
+                progress(done, len(labels))
+                yield pseudo_label_record(round_number, record, label, decision)
+
+        write_rows(folder / DECIDED, PSEUDO_LABELS, decided(), size)
+        waiting = (
+            {**{key: record[key] for key in ("id", "line", "messages", "options")}, "reply": None}
+            for record in read_rows(folder / DECIDED)
+            if record["decision"] == "reject" and record["reason"] != "too_long"
+        )
+        pending = write_rows(folder / PENDING, EXAMPLES, waiting, size)
+        return {
+            "decisions": {
+                "accept": sum(decision.accepted for decision in decisions),
+                "reject": sum(not decision.accepted for decision in decisions),
+            },
+            "reasons": dict(Counter(decision.reason for decision in decisions).most_common()),
+            "outcomes": dict(Counter(label.outcome for label in labels).most_common()),
+            "answers": dict(
+                Counter(
+                    label.answer for label, decision in zip(labels, decisions, strict=True) if decision.accepted
+                ).most_common(50)
+            ),
+            "pending": pending,
+        }
+
+    return work
+
+
+def label_rows(data: Prepared, shards: Sequence[Stage], recipe: Recipe) -> tuple[list[str], list[Label]]:
+    """Every row's id and label. Scored answers are balanced over all rows at once; trials stay on disk."""
+    answered = (answered_of(record) for shard in shards for record in read_rows(shard.folder / ANSWERS))
+    if not scores_options(data.answers, recipe.generation):
+        unjustified: Literal["majority"] | None = "majority" if recipe.generation.disagreement == "majority" else None
+        pairs = [
+            (
+                one.row.id,
+                label_sampled(one.trials, one.justification, data.answers, unjustified=unjustified)
+                if one.trials
+                else Label("too_long"),
+            )
+            for one in answered
+        ]
+        return [row_id for row_id, _ in pairs], [label for _, label in pairs]
+    return _label_scored_rows(data, answered, shards, recipe)
+
+
+def _label_scored_rows(
+    data: Prepared, answered: Iterator[Answered], shards: Sequence[Stage], recipe: Recipe
+) -> tuple[list[str], list[Label]]:
+    mix: dict[str, int] = data.facts["answer_mix"]
+    columns: dict[str, int] = {}
+    ids, rows = [], []
+    for one in answered:
+        ids.append(one.row.id)
+        options = options_of(one.row, data.answers)
+        for option in options:
+            columns.setdefault(option, len(columns))
+        rows.append((options, mean_probabilities(one.trials, one.justification) if one.trials else None))
+    table = np.zeros((len(rows), len(columns)))
+    for place, (options, probabilities) in enumerate(rows):
+        if probabilities is not None:
+            table[place, [columns[option] for option in options]] = probabilities
+    scored = [place for place, (_, probabilities) in enumerate(rows) if probabilities is not None]
+    if recipe.generation.balance == "labeled" and scored:
+        share = np.array([mix.get(option, 0) + 1 for option in columns], dtype=np.float64)
+        table[scored] = balance(table[scored], share / share.sum())
+    again = (answered_of(record) for shard in shards for record in read_rows(shard.folder / ANSWERS))
+    labels = []
+    for place, (one, (options, probabilities)) in enumerate(zip(again, rows, strict=True)):
+        if probabilities is None:
+            labels.append(Label("too_long"))
+            continue
+        final = [float(table[place, columns[option]]) for option in options]
+        labels.append(label_scored(one.trials, one.justification, final, options))
+    return ids, labels
+
+
+def train_round(
+    data: Prepared, backend: Backend, selected: Sequence[Stage], sft: Stage, round_number: int, job: "Job"
+) -> StageWork:
+    """Evolution: fine-tune on the labeled rows and every pseudo-label accepted so far."""
+
+    def work(folder: Path, progress: Progress) -> dict[str, Any]:
+        settings = job.recipe.evolution
+        rows = [_training_row(row) for row in read_examples(data.train)]
+        for stage in selected:
+            for record in read_rows(stage.folder / DECIDED):
+                if record["decision"] == "accept":
+                    weight = _weight(record) if settings.weights == "confidence" else 1.0
+                    rows.append(_training_row(example_of(record), weight))
+        log = backend.trainer().train(
+            rows,
+            settings,
+            seed=seed_of(job.seed, "evolution", round_number),
+            output=folder / ADAPTER,
+            start_from=sft.folder / ADAPTER if settings.start == "continue" else None,
+            progress=progress,
+        )
+        return asdict(log)
+
+    return work
+
+
+def _training_row(row: Example, weight: float = 1.0) -> TrainingRow:
+    return TrainingRow((*row.prompt, Message("assistant", row.labeled_reply)), weight)
+
+
+def _weight(record: Mapping[str, Any]) -> float:
+    probability = float(record["probability"])
+    return float(record["vote_share"]) if math.isnan(probability) else probability
+
+
+def goes_on(rounds: Sequence[Round], recipe: Recipe) -> bool:
+    """Whether another round is worth it: rows are left, and the last round validated better than the one before."""
+    if not rounds:
+        return True
+    if len(rounds) == recipe.rounds or not rounds[-1].selected.facts["pending"]:
+        return False
+    return len(rounds) == 1 or rounds[-1].validation_accuracy > rounds[-2].validation_accuracy
+
+
+def best_round(rounds: Sequence[Round]) -> Round:
+    """The round that validates best, the earlier one among equals."""
+    return max(rounds, key=lambda one: (one.validation_accuracy, -one.number))
+
+
+# --- measuring and handing out ----------------------------------------------------------------------------------------
+
+
+def validate_model(data: Prepared, backend: Backend, trained: Stage | None, job: "Job") -> StageWork:
+    """Greedy accuracy on the validation rows."""
+    return _measure(data.validation, data, backend, trained, job)
+
+
+def test_model(data: Prepared, backend: Backend, trained: Stage | None, job: "Job") -> StageWork:
+    """Greedy accuracy on the test rows, on the validation rows where there is no test file."""
+    return _measure(data.test or data.validation, data, backend, trained, job)
+
+
+def _measure(rows: Path, data: Prepared, backend: Backend, trained: Stage | None, job: "Job") -> StageWork:
+    def work(folder: Path, progress: Progress) -> dict[str, Any]:
+        with backend.generator(trained.folder / ADAPTER if trained else None) as generator:
+            predictions = predict(
+                read_examples(rows), generator, data.answers, job.recipe.evaluation.max_new_tokens, progress
+            )
+        records = [prediction_record(prediction) for prediction in predictions]
+        write_whole(folder / PREDICTIONS, json.dumps(records, ensure_ascii=False, indent=0).encode())
+        return {"accuracy": asdict(accuracy(predictions))}
+
+    return work
+
+
+def publish(output: Path, rounds: Sequence[Round], delivered: Stage, documents: Mapping[str, str]) -> None:
+    """Put adapter, pseudo-labels and documents (by name) where the user looks; each appears whole or not at all."""
+    adapter, fresh = output / ADAPTER, output / "adapter.partial"
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(delivered.folder / ADAPTER, fresh)
+    shutil.rmtree(adapter, ignore_errors=True)
+    fresh.rename(adapter)
+    labels = output / "pseudo_labels.parquet.partial"
+    write_rows(labels, PSEUDO_LABELS, final_labels(rounds), 1024)
+    labels.replace(output / "pseudo_labels.parquet")
+    for name, text in documents.items():
+        write_whole(output / name, text.encode())
+
+
+def final_labels(rounds: Sequence[Round]) -> Iterator[dict[str, Any]]:
+    """Each unlabeled row once, as its last round decided it."""
+    for one in rounds:
+        for record in read_rows(one.selected.folder / DECIDED):
+            settled = record["decision"] == "accept" or record["reason"] == "too_long"
+            if settled or one is rounds[-1]:
+                yield record
+
+
+def flips(before: Stage, after: Stage) -> dict[str, Any]:
+    """McNemar's test between two measured stages over the same rows."""
+    return mcnemar(read_predictions(before), read_predictions(after))
+
+
+def read_predictions(stage: Stage) -> list[Prediction]:
+    """The predictions of a measured stage."""
+    return [Prediction(**record) for record in json.loads((stage.folder / PREDICTIONS).read_text(encoding="utf-8"))]
