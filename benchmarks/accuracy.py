@@ -20,7 +20,8 @@ from typing import Any
 from semievol import stages
 from semievol.backends.local import LocalBackend
 from semievol.evaluation import accuracy, predict
-from semievol.examples import Example, read_labeled
+from semievol.examples import Example
+from semievol.fakes import FakeObserver
 from semievol.generation import Neighbours
 from semievol.pipeline import Job
 from semievol.ports import Backend, Progress, TrainingRow
@@ -42,20 +43,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "justification": ("generation.disagreement=justify",),
 }
 """Rows that are the loop with settings changed."""
-
-
-class _Silent:
-    """Observer that prints each stage's name when it is done."""
-
-    def stage_started(self, stage: str) -> None:
-        pass
-
-    def stage_progress(self, stage: str, done: int, total: int) -> None:
-        pass
-
-    def stage_finished(self, stage: str, facts: dict[str, Any], *, resumed: bool) -> None:
-        if not resumed:
-            print(f"  {stage}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +79,12 @@ def open_arena(model: str, folder: Path, data: Path, seed: int, settings: tuple[
     recipe = resolve(model, settings)
     files = {name: data / f"{name}.jsonl" for name in ("labeled", "unlabeled", "test")}
     job = Job(model, files["labeled"], files["unlabeled"], recipe, seed, test=files["test"])
-    work = Workdir(folder, {**job.identity(), "benchmark": 1}, _Silent())
+    work = Workdir(folder, {**job.identity(), "benchmark": 1}, FakeObserver())
     prepared = stages.Prepared.of(work.stage("prepare", stages.prepare(job)))
     backend = LocalBackend(model, recipe)
-    answers = read_labeled(data / "unlabeled_answers.jsonl")
-    # Row ids come from prompts, and the file with answers has the same prompts in the same order.
-    truth = {row.id: row.labeled_reply for row in answers}
+    with (data / "unlabeled_answers.jsonl").open(encoding="utf-8") as file:
+        answers = [json.loads(line)["answer"] for line in file]
+    truth = {row.id: answer for row, answer in zip(read_examples(prepared.unlabeled), answers, strict=True)}
     sft = work.stage("warm-up", stages.warm_up(prepared, backend, job))
     return Arena(work, job, prepared, backend, truth, sft, settings)
 

@@ -17,6 +17,9 @@ from semievol.answers import Answers
 JUSTIFICATION = -1
 """Collaborator number of the self-justification."""
 
+_LEAST_SUM = 1e-250
+"""A column that all rows together give less than this is left empty: scaling it up would overflow."""
+
 Outcome = Literal[
     "consistent",  # all collaborators gave this answer
     "justified",  # they differed, and self-justification took part in the decision
@@ -148,7 +151,7 @@ def balance(
     wanted = mix * len(table)
     for _ in range(iterations):
         sums = table.sum(axis=0)
-        table *= np.divide(wanted, sums, out=np.zeros_like(sums), where=sums > 0)
+        table *= np.divide(wanted, sums, out=np.zeros_like(sums), where=sums > _LEAST_SUM)
         table /= np.maximum(table.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     return table
 

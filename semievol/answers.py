@@ -6,10 +6,10 @@ A reply is what the model wrote; its answer is the part that counts. Two replies
 import re
 import string
 import unicodedata
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Literal
 
 from semievol.errors import RecipeError
@@ -17,10 +17,19 @@ from semievol.errors import RecipeError
 Kind = Literal["choice", "number", "text", "exact"]
 
 MAX_CLASSES = 100
-_MARKER = re.compile(r"(?:\banswer\s*(?:is|:|=)|####)\s*", re.IGNORECASE)
-_NUMBER = re.compile(r"\(?[-+]?[$€£¥]?\s?[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?\)?\s?%?")
+MAX_DIGITS = 400
+_MARKER = re.compile(r"(?:\banswer\s*(?:is\b|[:=])|####)\s*", re.IGNORECASE)
+# A sign after a word or a number is a dash ("10-20"). Digits are matched possessively, so no reply takes long to read.
+_SIGN = r"(?:(?<![\w.)%])[-+])?"
+_NUMBER = re.compile(
+    rf"\(?{_SIGN}[$€£¥]?\s?{_SIGN}\(?(?:\d[\d,]*+(?:\.\d*+)?|\.\d++)(?:[eE][-+]?\d{{1,3}}(?!\d))?\s?%?\)?\s?%?"
+)
+_GROUPED = re.compile(r"\d{1,3}(?:,\d{2,3})*,\d{3}")
+_LEADING_LETTER = re.compile(r"\W*+([A-Za-z0-9])(?:[).:](?!\d)|\W*+$)")
+_LONE_LETTER = re.compile(r"(?<![\w.,])[A-Z0-9](?!\w|[.,]\d)")
+_MINUS = str.maketrans("\u2212\ufe63\uff0d", "---")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
-_PUNCTUATION = str.maketrans({character: " " for character in string.punctuation})
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +95,7 @@ def infer(
     """
     decided = kind if kind != "auto" else _infer_kind(replies, row_options, options)
     if decided == "choice" and options is None and not all(row_options):
-        options = tuple(sorted({reply.strip() for reply in replies}))
-        if len({fold_case(option) for option in options}) != len(options):
-            options = tuple({fold_case(option): option for option in options}.values())
+        options = _classes(replies)
     answers = Answers(decided, options if decided == "choice" else None, tolerance)
     parsed = [answers.parse(reply, own) for reply, own in zip(replies, row_options, strict=True)]
     unread = [index for index, answer in enumerate(parsed) if answer is None]
@@ -101,85 +108,117 @@ def infer(
     return Answers(decided, answers.options, tolerance, bare)
 
 
+def _classes(replies: Sequence[str]) -> tuple[str, ...]:
+    """The distinct replies; of spellings that differ in case, spaces or a last full stop, the most frequent one."""
+    spellings: dict[str, str] = {}
+    for reply, _ in sorted(Counter(reply.strip() for reply in replies).items(), key=lambda item: (-item[1], item[0])):
+        spellings.setdefault(_fold_space(reply).rstrip("."), reply)
+    return tuple(sorted(spellings.values()))
+
+
 def _infer_kind(
     replies: Sequence[str], row_options: Sequence[tuple[str, ...] | None], options: tuple[str, ...] | None
 ) -> Kind:
     if options is not None or (row_options and all(row_options)):
         return "choice"
-    distinct = Counter(fold_case(reply) for reply in replies)
-    if all(parse_number(reply) is not None and _is_bare_number(reply) for reply in replies) and len(distinct) > 5:
-        return "number"
+    distinct = {_fold_space(reply) for reply in replies}
     short = all(len(reply.split()) <= 6 for reply in distinct)
-    if short and 2 <= len(distinct) <= min(MAX_CLASSES, len(replies) // 2):
-        return "choice"
-    return "text"
+    repeats = short and 2 <= len(distinct) <= min(MAX_CLASSES, len(replies) // 2)
+    if all(_is_bare_number(reply) for reply in replies) and (len(distinct) > 5 or not repeats):
+        return "number"
+    return "choice" if repeats else "text"
 
 
 def _parse_choice(reply: str, options: Sequence[str]) -> str | None:
     """Which option the reply names: as a whole, after 'answer:', as a lone letter, or as the only one mentioned."""
-    folded = {fold_case(option): option for option in options}
     tail = _after_marker(reply)
-    for text in (reply, tail):
-        if (whole := folded.get(fold_case(text))) is not None:
-            return whole
-    if all(len(option) == 1 for option in options):
-        leading = re.match(r"\W*([A-Za-z0-9])(?:[).:]|\W*$)", tail)
-        if leading and (found := folded.get(leading[1].casefold())):
-            return found
-        standing = {letter for letter in re.findall(r"\b[A-Z]\b", tail) if letter in options}
-        return standing.pop() if len(standing) == 1 else None
-    text = f" {fold_case(tail)} "
-    mentioned = [option for key, option in folded.items() if f" {key} " in text]
-    longest = [
-        option
-        for option in mentioned
-        if not any(other != option and fold_case(option) in fold_case(other) for other in mentioned)
-    ]
-    return longest[0] if len(longest) == 1 else None
+    for fold_as in (str.strip, _fold_space, fold_case):
+        named = _unambiguous(options, fold_as)
+        for text in (reply, tail):
+            if (whole := named.get(fold_as(text))) is not None:
+                return whole
+    if all(len(option) == 1 and option.isascii() and option.isalnum() for option in options):
+        return _lone_letter(tail, options)
+    return _only_mention(tail, options)
+
+
+def _unambiguous(options: Sequence[str], fold_as: Callable[[str], str]) -> dict[str, str]:
+    """Options by what is left of them when folded, without those that then look alike."""
+    keys = [fold_as(option) for option in options]
+    return {key: option for key, option in zip(keys, options, strict=True) if key and keys.count(key) == 1}
+
+
+def _lone_letter(tail: str, options: Sequence[str]) -> str | None:
+    named = _unambiguous(options, _fold_space)
+    if (leading := _LEADING_LETTER.match(tail)) and (found := named.get(leading[1].casefold())):
+        return found
+    standing = {letter for letter in _LONE_LETTER.findall(tail) if letter in options}
+    return standing.pop() if len(standing) == 1 else None
+
+
+def _only_mention(tail: str, options: Sequence[str]) -> str | None:
+    """The one option whose name occurs; 'very positive' is no mention of 'positive'."""
+    named = _unambiguous(options, _fold_space)
+    names = "|".join(re.escape(name) for name in sorted(named, key=len, reverse=True))
+    mentioned = set(re.findall(rf"(?<!\w)(?:{names})(?!\w|[.,]\d)", _fold_space(tail))) if named else set()
+    return named[mentioned.pop()] if len(mentioned) == 1 else None
 
 
 def _after_marker(reply: str) -> str:
     """What follows the last 'answer is', 'answer:' or '####'; the whole reply where there is no such mark."""
-    last = None
-    for last in _MARKER.finditer(reply):
-        pass
+    last = _last(_MARKER, reply)
     if last is None or not reply[last.end() :].strip():
         return reply
     return reply[last.end() :]
 
 
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    found = deque(pattern.finditer(text), maxlen=1)
+    return found[0] if found else None
+
+
 def parse_number(text: str) -> Decimal | None:
-    """The last number in `text`: 1,234 is 1234, 5 % is 0.05, (3) is -3 in accounts. Never evaluates anything."""
-    for match in reversed(list(_NUMBER.finditer(text))):
-        if (value := _decimal(match[0])) is not None:
-            return value
-    return None
+    """The last number in `text`: 1,234 is 1234, 5 % is 0.05, (3) is -3 in accounts. Never evaluates anything.
+
+    None where there is none, or the last one has more than `MAX_DIGITS` digits.
+    """
+    last = _last(_NUMBER, text.translate(_MINUS))
+    return None if last is None else _decimal(last[0])
 
 
 def _decimal(found: str) -> Decimal | None:
-    percent = found.endswith("%")
-    negative = found.startswith("(") and ")" in found
-    digits = re.sub(r"[()$€£¥,%\s]", "", found)
-    try:
-        value = Decimal(digits)
-    except InvalidOperation:
+    digits = re.sub(r"[()$€£¥%\s]", "", found)
+    if len(digits) > MAX_DIGITS:
         return None
-    if percent:
+    whole = re.match(r"[-+]*([\d,]*)", digits)
+    if whole is not None and "," in whole[1] and not _GROUPED.fullmatch(whole[1]):
+        return _decimal(digits.rstrip(",").rpartition(",")[2])  # "1,2,3" is a list
+    value = Decimal(digits.replace(",", ""))
+    if "%" in found:
         value /= 100
-    return -value if negative else value
+    return -abs(value) if "(" in found and ")" in found else value
 
 
 def _is_bare_number(reply: str) -> bool:
-    return _NUMBER.fullmatch(reply.strip()) is not None
+    return _NUMBER.fullmatch(reply.strip().translate(_MINUS)) is not None and parse_number(reply) is not None
+
+
+def _fold_space(text: str) -> str:
+    """Case and runs of white space folded."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def fold_case(text: str) -> str:
     """Case, outer punctuation and runs of white space folded: what two names of a class may differ in."""
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    folded = _fold_space(text)
     return folded.strip(string.punctuation + " ") or folded
 
 
 def fold(text: str) -> str:
-    """Case, punctuation, articles and white space folded, as SQuAD's exact match does."""
-    plain = unicodedata.normalize("NFKC", text).casefold().translate(_PUNCTUATION)
-    return " ".join(_ARTICLE.sub(" ", plain).split())
+    """Case, punctuation, articles and white space folded, as SQuAD's exact match does.
+
+    Text that is nothing but articles or punctuation ("A", "+") keeps them: it is an answer too.
+    """
+    whole = _fold_space(text)
+    plain = " ".join(whole.translate(_PUNCTUATION).split())
+    return " ".join(_ARTICLE.sub(" ", plain).split()) or plain or whole

@@ -7,6 +7,7 @@ more than one, and never looks at an answer, even where the file has an answer c
 import csv
 import hashlib
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from semievol.prompts import Message, Prompt
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_LINE_BYTES = 4 * 1024 * 1024
 MAX_PROBLEMS_SHOWN = 20
+_SURROGATE = re.compile("[\ud800-\udfff]")
 CHOICE_INSTRUCTION = "Answer with the letter of the right option."
 
 
@@ -58,7 +60,7 @@ def read_labeled(path: Path) -> list[Example]:
     Raises DataError with problems by line if any row cannot be used or the file holds none.
     """
     rows, problems, total = [], list[Problem](), 0
-    for item in _identified(_rows(path, labeled=True)):
+    for item in _rows(path, labeled=True):
         if isinstance(item, Problem):
             total += 1
             problems += [item] if len(problems) < MAX_PROBLEMS_SHOWN else []
@@ -68,7 +70,10 @@ def read_labeled(path: Path) -> list[Example]:
         problems, total = [Problem(0, "empty_file", "the file holds no rows; at least one labeled row is needed")], 1
     if problems:
         raise DataError(str(path), problems, total)
-    return rows
+    # Numbered by reply, so that rows that ask the same and are answered differently keep their ids in any order.
+    by_reply = sorted(rows, key=lambda row: row.labeled_reply)
+    ids = {row.line: numbered.id for row, numbered in zip(by_reply, _identified(by_reply), strict=True)}
+    return [replace(row, id=ids[row.line]) for row in rows]
 
 
 def stream_unlabeled(path: Path) -> Iterator[Example]:
@@ -76,10 +81,14 @@ def stream_unlabeled(path: Path) -> Iterator[Example]:
 
     Raises DataError at the first row that cannot be used: check a file with `check_unlabeled` first.
     """
-    for item in _identified(_rows(path, labeled=False)):
-        if isinstance(item, Problem):
-            raise DataError(str(path), [item])
-        yield item
+
+    def usable() -> Iterator[Example]:
+        for item in _rows(path, labeled=False):
+            if isinstance(item, Problem):
+                raise DataError(str(path), [item])
+            yield item
+
+    return _identified(usable())
 
 
 def check_unlabeled(path: Path) -> int:
@@ -98,15 +107,12 @@ def check_unlabeled(path: Path) -> int:
     return count
 
 
-def _identified(rows: Iterable[Example | Problem]) -> Iterator[Example | Problem]:
+def _identified(rows: Iterable[Example]) -> Iterator[Example]:
     """Give identical rows a counter, so that every id is unique and does not depend on the order of different rows."""
     seen = Counter[str]()
     for row in rows:
-        if isinstance(row, Example):
-            seen[row.id] += 1
-            if seen[row.id] > 1:
-                row = replace(row, id=f"{row.id}-{seen[row.id]}")
-        yield row
+        seen[row.id] += 1
+        yield row if seen[row.id] == 1 else replace(row, id=f"{row.id}-{seen[row.id]}")
 
 
 def _rows(path: Path, *, labeled: bool) -> Iterator[Example | Problem]:
@@ -216,9 +222,13 @@ def _text(value: Any, where: str) -> str:
         raise _RowProblem("empty_text", f"{where} is empty")
     if "\0" in value:
         raise _RowProblem("nul", f"{where} holds a NUL character; remove it")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if _has_surrogate(value):
         raise _RowProblem("lone_surrogate", f"{where} holds half of a surrogate pair; it is not valid Unicode")
     return value
+
+
+def _has_surrogate(value: str) -> bool:
+    return _SURROGATE.search(value) is not None
 
 
 # --- CSV with question, options, answer (the paper's own files) -------------------------------------------------------
@@ -226,13 +236,15 @@ def _text(value: Any, where: str) -> str:
 
 def _csv_rows(path: Path, *, labeled: bool) -> Iterator[Example | Problem]:
     csv.field_size_limit(min(sys.maxsize, MAX_LINE_BYTES))
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    # Bytes that are not UTF-8 become lone surrogates, so that they are noticed in the cell that holds them.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file, strict=True)
-        line = 1
+        read = 0  # lines that earlier rows took
         try:
             columns = _columns(path, next(rows, None), labeled=labeled)
+            read = rows.line_num
             for cells in rows:
-                first, line = line + 1, rows.line_num
+                first, read = read + 1, rows.line_num
                 if not cells:
                     continue
                 try:
@@ -240,9 +252,7 @@ def _csv_rows(path: Path, *, labeled: bool) -> Iterator[Example | Problem]:
                 except _RowProblem as problem:
                     yield Problem(first, problem.code, str(problem))
         except csv.Error as error:
-            yield Problem(rows.line_num, "not_csv", f"not CSV: {error}")
-        except UnicodeDecodeError:
-            yield Problem(rows.line_num + 1, "not_utf8", "the text from here on is not UTF-8; save the file as UTF-8")
+            yield Problem(read + 1, "not_csv", f"the row that begins here is not CSV: {error}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +265,8 @@ class _Columns:
 
 def _columns(path: Path, header: list[str] | None, *, labeled: bool) -> _Columns:
     names = [name.strip().lower() for name in header or []]
+    if any(map(_has_surrogate, names)):
+        raise DataError(str(path), [Problem(1, "not_utf8", "the first line is not UTF-8; save the file as UTF-8")])
     if "question" not in names or (labeled and "answer" not in names):
         needed = "question and answer" if labeled else "question"
         message = f"the first line must name the columns {needed}; options (a JSON list) is optional"
@@ -272,6 +284,8 @@ def _columns(path: Path, header: list[str] | None, *, labeled: bool) -> _Columns
 def _csv_row(cells: list[str], columns: _Columns, line: int, *, labeled: bool) -> Example:
     if len(cells) != columns.width:
         raise _RowProblem("wrong_width", f"the row has {len(cells)} cells, the first line names {columns.width}")
+    if any(_has_surrogate(cells[at]) for at in (columns.question, columns.options, columns.answer) if at is not None):
+        raise _RowProblem("not_utf8", "the row is not UTF-8; save the file as UTF-8")
     question = _text(cells[columns.question], "question").strip()
     options = _options(cells[columns.options]) if columns.options is not None else None
     answer = None
@@ -293,7 +307,7 @@ def _options(cell: str) -> list[str] | None:
     options = _parse_json(cell.encode())
     if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
         raise _RowProblem("bad_options", f"options is a JSON list of 2 to {len(LETTERS)} answers")
-    return [_text(option, f"option {index}") for index, option in enumerate(options, start=1)]
+    return [_text(option, f"option {index}").strip() for index, option in enumerate(options, start=1)]
 
 
 def _letter(answer: str, options: list[str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semievol import report, stages
+from semievol import page, report, stages
 from semievol.ports import Backend, Observer
 from semievol.recipe import Recipe
 from semievol.workdir import Stage, Workdir, sha256_of
@@ -68,7 +68,7 @@ def run(job: Job, backend: Backend, output: Path, observer: Observer) -> dict[st
     )
     outcome = report.build(job, data, rounds, best, verdict, work.stages, backend.provenance())
     documents = {
-        "report.html": report.render_html(outcome),
+        "report.html": page.render_html(outcome),
         "report.json": json.dumps(outcome, indent=2, ensure_ascii=False),
     }
     stages.publish(output, rounds[: best.number], verdict.delivered(job.recipe), documents)

@@ -1,7 +1,6 @@
 """The report: what was asked, what came of it, and what has to be equal to get it again."""
 
-import html
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,9 @@ from semievol.workdir import Stage
 
 if TYPE_CHECKING:
     from semievol.pipeline import Job
+
+_SETTLED = ("confident", "drawn", "kept_all", "too_long")
+"""Reasons that no later round changes."""
 
 
 def build(
@@ -35,6 +37,7 @@ def build(
             "sft": verdict.sft_validation.facts["accuracy"],
             "semievol": verdict.evolved_validation.facts["accuracy"],
             "held_out": data.facts["held_out"],
+            "flips": flips(verdict.sft_validation, verdict.evolved_validation),
         },
         "flips": flips(verdict.sft_test, verdict.evolved_test),
         "best": verdict.best,
@@ -42,6 +45,8 @@ def build(
         "deliver": job.recipe.evaluation.deliver,
         "rows": rows,
         "answers": dict(data.facts["answers"]),
+        "answer_mix": dict(data.facts["answer_mix"]),
+        **_totals(rounds[: best.number]),
         "rounds": [
             {"round": one.number, **one.selected.facts, "validation": one.validation.facts["accuracy"]}
             for one in rounds
@@ -58,6 +63,13 @@ def build(
     }
 
 
-def render_html(outcome: Mapping[str, Any]) -> str:
-    """One self-contained page."""
-    return "<!doctype html><pre>" + html.escape(json.dumps(outcome, indent=2)) + "</pre>"
+def _totals(rounds: Sequence[Round]) -> dict[str, dict[str, int]]:
+    """Decisions and reasons over the unlabeled rows, each counted once: as its last round decided it."""
+    decisions, reasons = Counter[str](), Counter[str]()
+    for one in rounds:
+        facts = one.selected.facts
+        last = one is rounds[-1]
+        decisions["accept"] += facts["decisions"]["accept"]
+        decisions["reject"] += facts["decisions"]["reject"] if last else facts["reasons"].get("too_long", 0)
+        reasons.update({reason: number for reason, number in facts["reasons"].items() if last or reason in _SETTLED})
+    return {"decisions": dict(decisions), "reasons": dict(reasons.most_common())}

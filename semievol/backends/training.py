@@ -26,6 +26,10 @@ from semievol.ports import Progress, TrainingLog, TrainingRow, no_progress
 from semievol.recipe import ModelSettings, TrainingSettings
 
 
+LOGGED_LOSSES = 40
+"""About how many points a loss curve has."""
+
+
 class LoraTrainer:
     """The `Trainer` port."""
 
@@ -52,7 +56,7 @@ class LoraTrainer:
         with tempfile.TemporaryDirectory() as scratch:
             trainer = _MaskedTrainer(
                 model=model,
-                args=_arguments(settings, seed, scratch, model.device),
+                args=_arguments(settings, len(rows), seed, scratch, model.device),
                 train_dataset=weighted,
                 data_collator=_Collator(self.chat.tokenizer.pad_token_id),
                 callbacks=[_Watch(progress)],
@@ -87,8 +91,11 @@ class LoraTrainer:
         return adapted
 
 
-def _arguments(settings: TrainingSettings, seed: int, scratch: str, device: torch.device) -> TrainingArguments:
+def _arguments(
+    settings: TrainingSettings, rows: int, seed: int, scratch: str, device: torch.device
+) -> TrainingArguments:
     micro = settings.micro_batch_size or settings.batch_size
+    steps = settings.steps or math.ceil(rows / settings.batch_size) * settings.epochs
     return TrainingArguments(
         output_dir=scratch,
         learning_rate=settings.learning_rate,
@@ -104,7 +111,7 @@ def _arguments(settings: TrainingSettings, seed: int, scratch: str, device: torc
         bf16=device.type == "cuda" and torch.cuda.is_bf16_supported(),
         use_cpu=device.type == "cpu",
         seed=seed & 0xFFFFFFFF,
-        logging_steps=10,
+        logging_steps=max(1, int(steps / LOGGED_LOSSES)),
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",

@@ -1,0 +1,220 @@
+"""The command line: `semievol run`.
+
+Arguments, settings and files are checked before anything heavy is imported, so a wrong path is told at once.
+"""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from semievol.pipeline import Job
+    from semievol.ports import Backend
+    from semievol.recipe import Recipe
+
+SIGINT_EXIT, SIGTERM_EXIT = 130, 143
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+app = typer.Typer(
+    name="semievol",
+    help="Adapt a language model from a few labeled and many unlabeled examples.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM). No `Exception`, so that no library swallows it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with `arguments` (by default the process's own) and return its exit code."""
+    try:
+        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="semievol")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"semievol {version('semievol')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Exists so that `run` stays a subcommand while it is the only one."""
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Option(help="Base model: a folder or a Hugging Face hub id.", show_default=False)],
+    labeled: Annotated[Path, typer.Option(help="Rows with answers: chat JSONL or CSV.", show_default=False)],
+    unlabeled: Annotated[Path, typer.Option(help="Rows without answers, of the same form.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="Folder for all results; a stopped run goes on.", show_default=False)],
+    validation: Annotated[
+        Path | None, typer.Option(help="Labeled rows to choose the adapter by; else some are held out.")
+    ] = None,
+    test: Annotated[Path | None, typer.Option(help="Labeled rows to measure on, used for nothing else.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Settings: a YAML or JSON file.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as selection.theta=0.5; may repeat."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show the result only, no progress.")] = False,
+) -> None:
+    """Adapt a model from a labeled and an unlabeled file into a LoRA adapter.
+
+    The same command goes on where an earlier one stopped.
+
+    Settings come from semievol_recipe.yaml in the model's folder, then --recipe, then --set; later ones win.
+    """
+    from rich.console import Console
+
+    from semievol.errors import SemiEvolError
+
+    console = Console(highlight=False)
+    try:
+        with _stoppable():
+            layers = read_layers(model, recipe, settings or [])
+            resolved = _resolve(layers)
+            check_model(model)
+            check_files(labeled, unlabeled, validation, test)
+            from semievol.pipeline import Job  # numpy and pyarrow: a second
+
+            job = Job(model, labeled, unlabeled, resolved, seed, validation, test)
+            _run_job(job, output, console, layers=list(layers), quiet=quiet)
+    except SemiEvolError as error:
+        _complain(f"semievol: {error}")
+        raise typer.Exit(error.exit_code) from None
+    except (KeyboardInterrupt, Terminated) as stop:
+        _complain("Stopped. Finished stages are kept: the same command continues where this one stopped.")
+        raise typer.Exit(SIGTERM_EXIT if isinstance(stop, Terminated) else SIGINT_EXIT) from None
+
+
+def _run_job(job: "Job", output: Path, console: "Console", *, layers: Sequence[str], quiet: bool) -> None:
+    from semievol import progress, summary
+
+    if not quiet:
+        _show_job(job, output, console, layers)
+    with console.status("Loading libraries ...") if not quiet else nullcontext():
+        from semievol import pipeline
+
+        backend = build_backend(job.model, job.recipe)
+    with progress.display(console, job.recipe.generation.shard_size, quiet=quiet) as display:
+        outcome = pipeline.run(job, backend, output, display)
+    summary.show(outcome, output, console)
+
+
+def build_backend(model: str, recipe: "Recipe") -> "Backend":
+    """What generates and trains; the one place that imports torch."""
+    # Its warnings and bars would break the live line; what goes wrong still comes as an exception.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from semievol.backends.local import LocalBackend
+
+    return LocalBackend(model, recipe)
+
+
+def _show_job(job: "Job", output: Path, console: "Console", layers: Sequence[str]) -> None:
+    from rich.text import Text
+
+    where = "folder" if Path(job.model).is_dir() else "Hugging Face hub"
+    facts = {"Model": f"{job.model} ({where})", "Output": str(output), "Seed": str(job.seed)}
+    if layers:
+        facts["Settings"] = ", then ".join(layers)
+    for name, fact in facts.items():
+        console.print(Text(f"{name + ':':<10}{fact}"), soft_wrap=True)
+    console.print()
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def read_layers(model: str, recipe: Path | None, settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Where settings come from, by name, later ones winning: the model's folder, the recipe file, --set.
+
+    Raises RecipeError.
+    """
+    from semievol.recipe import MODEL_RECIPE, parse_setting, read_recipe
+
+    layers: dict[str, dict[str, Any]] = {}
+    own = Path(model) / MODEL_RECIPE
+    if own.is_file():
+        layers[f"{own} (comes with the model)"] = read_recipe(own)
+    if recipe is not None:
+        layers[str(recipe)] = read_recipe(recipe)
+    for setting in settings:
+        layers[f"--set {setting}"] = parse_setting(setting)
+    return layers
+
+
+def _resolve(layers: dict[str, dict[str, Any]]) -> "Recipe":
+    from semievol.recipe import Recipe
+
+    return Recipe.resolve(*layers.values())
+
+
+def check_model(model: str) -> None:
+    """Raises ModelError if `model` is neither a model's folder nor written like a hub id."""
+    from semievol.errors import ModelError
+
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"the folder {model} holds no model: it has no config.json")
+    elif folder.exists():
+        raise ModelError(f"{model} is a file; --model names a model's folder or a hub id such as Qwen/Qwen3-8B")
+    elif not _HUB_ID.fullmatch(model) or model.startswith("."):
+        raise ModelError(
+            f"there is no folder {model}; --model names a model's folder or a hub id such as Qwen/Qwen3-8B"
+        )
+
+
+def check_files(labeled: Path, unlabeled: Path, validation: Path | None, test: Path | None) -> None:
+    """Raises DataError with the problems, by line, of the first file that cannot be used."""
+    from semievol.examples import check_unlabeled, read_labeled
+
+    for path in (labeled, validation, test):
+        if path is not None:
+            read_labeled(path)
+    check_unlabeled(unlabeled)
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM unwinds the run as Ctrl-C does, so that temporary files go and the terminal is given back."""
+
+    def terminate(signal_number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _complain(message: str) -> None:
+    typer.echo(message, err=True)

@@ -1,0 +1,251 @@
+"""In-memory doubles of the ports, for tests and for trying out the loop without a model. Deterministic and small.
+
+The model is word counting: an adapter is the list of chats it was trained on, worked examples in a prompt count like
+training, and a reply's probability is that of naive Bayes over the words of the question. So training, retrieval and
+wrong pseudo-labels have the effects they have on a real model, in microseconds.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from semievol.ports import (
+    Floats,
+    Generator,
+    Progress,
+    Request,
+    Response,
+    Trainer,
+    TrainingLog,
+    TrainingRow,
+    no_progress,
+)
+from semievol.prompts import Prompt, question_of
+from semievol.recipe import TrainingSettings
+
+Distribution = Callable[[Prompt], Mapping[str, float]]
+"""Probability of each reply to a prompt."""
+
+UNKNOWN = "?"
+"""What a model that was taught nothing replies."""
+_MEMORY = "memory.json"
+_SMOOTHING = 0.1
+
+
+def knowing(truth: Mapping[str, str], error_rate: float = 0.0) -> Distribution:
+    """A model that knows the answers of `truth` by question; the others share `error_rate`."""
+    replies = sorted(set(truth.values()))
+
+    def distribution(prompt: Prompt) -> dict[str, float]:
+        right = truth[question_of(prompt).partition("\nCandidate answers:")[0]]
+        wrong = error_rate / max(1, len(replies) - 1)
+        return {reply: 1 - error_rate if reply == right else wrong for reply in replies}
+
+    return distribution
+
+
+class FakeGenerator:
+    """The `Generator` port over a distribution of replies. A token is a word; the end of turn is one more."""
+
+    def __init__(self, distribution: Distribution, max_words: int = 1_000_000) -> None:
+        self.distribution, self.max_words = distribution, max_words
+        self.prompts: list[Prompt] = []
+
+    def generate(
+        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+    ) -> Iterator[tuple[int, list[Response]]]:
+        """See `ports.Generator`. The last request is answered first, as callers must not care."""
+        for index in reversed(range(len(requests))):
+            request = requests[index]
+            self.prompts.append(request.prompt)
+            probabilities = self.distribution(request.prompt)
+            yield index, [_draw(probabilities, seed, temperature, max_new_tokens) for seed in request.seeds]
+
+    def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
+        """See `ports.Generator`."""
+        for index in reversed(range(len(prompts))):
+            self.prompts.append(prompts[index])
+            known = self.distribution(prompts[index])
+            weights = [known.get(option, 0.0) + 1e-9 for option in options[index]]
+            yield index, [math.log(weight / math.fsum(weights)) for weight in weights]
+
+    def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
+        """See `ports.Generator`."""
+        return sum(len(message.content.split()) for message in prompt) + max_new_tokens <= self.max_words
+
+
+def _draw(probabilities: Mapping[str, float], seed: int, temperature: float, max_new_tokens: int) -> Response:
+    replies = sorted(probabilities)
+    values = np.array([probabilities[reply] for reply in replies])
+    if temperature == 0:
+        chosen = int(np.argmax(values))
+    else:
+        tempered = values ** (1 / temperature)
+        chosen = int(np.random.default_rng(seed).choice(len(replies), p=tempered / tempered.sum()))
+    words, log_probability = replies[chosen].split(), math.log(values[chosen])
+    tokens = len(words) + 1
+    finished = tokens <= max_new_tokens
+    text = replies[chosen] if finished else " ".join(words[:max_new_tokens])
+    return Response(text, (log_probability / tokens,) * min(tokens, max_new_tokens), finished)
+
+
+def counting_words(memory: Sequence[tuple[str, str, float]]) -> Distribution:
+    """Naive Bayes over (question, reply, weight) and over the worked examples in the prompt."""
+
+    def distribution(prompt: Prompt) -> dict[str, float]:
+        turns = [message.content for message in prompt if message.role != "system"]
+        shown = [(question, reply, 1.0) for question, reply in zip(turns[:-1:2], turns[1::2], strict=False)]
+        counts: dict[str, dict[str, float]] = {}
+        for question, reply, weight in [*memory, *shown]:
+            words = counts.setdefault(reply, {})
+            for word in _words(question):
+                words[word] = words.get(word, 0.0) + weight
+        if not counts:
+            return {UNKNOWN: 1.0}
+        vocabulary = len({word for words in counts.values() for word in words}) + 1
+        scores = {
+            reply: math.fsum(
+                math.log((words.get(word, 0.0) + _SMOOTHING) / (math.fsum(words.values()) + _SMOOTHING * vocabulary))
+                for word in _words(turns[-1])
+            )
+            for reply, words in counts.items()
+        }
+        top = max(scores.values())
+        weights = {reply: math.exp(max(score - top, -50.0)) for reply, score in scores.items()}
+        total = math.fsum(weights.values())
+        return {reply: weight / total for reply, weight in weights.items()}
+
+    return distribution
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+class FakeTrainer:
+    """The `Trainer` port that remembers what it is shown."""
+
+    def __init__(self) -> None:
+        self.trained: list[list[TrainingRow]] = []
+
+    def train(
+        self,
+        rows: Sequence[TrainingRow],
+        settings: TrainingSettings,
+        *,
+        seed: int,
+        output: Path,
+        start_from: Path | None = None,
+        progress: Progress = no_progress,
+    ) -> TrainingLog:
+        """See `ports.Trainer`."""
+        self.trained.append(list(rows))
+        memory = [(question_of(row.messages[:-1]), row.messages[-1].content, row.weight) for row in rows]
+        if start_from is not None:
+            memory = [*read_memory(start_from), *memory]
+        output.mkdir(parents=True)
+        content = {"seed": seed, "settings": settings.model_dump(mode="json"), "memory": memory}
+        (output / _MEMORY).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        progress(len(rows), len(rows))
+        return TrainingLog(steps=len(rows), rows=len(rows), tokens=len(rows), truncated_rows=0, losses=[(1, 0.5)])
+
+
+def read_memory(adapter: Path) -> list[tuple[str, str, float]]:
+    """What a fake adapter was trained on: (question, reply, weight)."""
+    content = json.loads((adapter / _MEMORY).read_text(encoding="utf-8"))
+    return [(question, reply, weight) for question, reply, weight in content["memory"]]
+
+
+class FakeEmbedder:
+    """The `Embedder` port as hashed bags of words: unit vectors of `dimensions` word counts."""
+
+    def __init__(self, dimensions: int = 64) -> None:
+        self.dimensions = dimensions
+
+    def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> Floats:
+        """See `ports.Embedder`."""
+        vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
+        for index, text in enumerate(texts):
+            for word in _words(text):
+                vectors[index, sum(word.encode()) % self.dimensions] += 1
+            progress(index + 1, len(texts))
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(lengths, 1e-9), dtype=np.float32)
+
+
+class FakeRetriever:
+    """The `Retriever` port by the share of words in common."""
+
+    def __init__(self, documents: Sequence[str]) -> None:
+        self.documents = [set(_words(document)) for document in documents]
+
+    def nearest(self, queries: Sequence[str], k: int) -> tuple[npt.NDArray[np.int64], Floats]:
+        """See `ports.Retriever`."""
+        scores = np.zeros((len(queries), len(self.documents)), dtype=np.float32)
+        for row, query in enumerate(queries):
+            words = set(_words(query))
+            for column, document in enumerate(self.documents):
+                scores[row, column] = len(words & document) / max(1, len(words | document))
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return best, np.take_along_axis(scores, best, axis=1)
+
+
+@dataclass
+class FakeBackend:
+    """The `Backend` port. `base`: what the untrained model knows; `loaded`: the adapters asked for, in order."""
+
+    base: Sequence[tuple[str, str, float]] = ()
+    max_words: int = 1_000_000
+    loaded: list[Path | None] = field(default_factory=list)
+    generators: list[FakeGenerator] = field(default_factory=list)
+    fake_trainer: FakeTrainer = field(default_factory=FakeTrainer)
+
+    @contextmanager
+    def generator(self, adapter: Path | None) -> Iterator[Generator]:
+        """See `ports.Backend`."""
+        self.loaded.append(adapter)
+        memory = [*self.base, *(read_memory(adapter) if adapter else [])]
+        self.generators.append(FakeGenerator(counting_words(memory), self.max_words))
+        yield self.generators[-1]
+
+    def trainer(self) -> Trainer:
+        """See `ports.Backend`."""
+        return self.fake_trainer
+
+    def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> FakeRetriever:
+        """See `ports.Backend`."""
+        return FakeRetriever(documents)
+
+    def provenance(self) -> dict[str, str]:
+        """See `ports.Backend`."""
+        return {"engine": "fake"}
+
+
+@dataclass
+class FakeObserver:
+    """The `Observer` port that writes down what it is told."""
+
+    started: list[str] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+    resumed: list[str] = field(default_factory=list)
+    progress: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def stage_started(self, stage: str) -> None:
+        """See `ports.Observer`."""
+        self.started.append(stage)
+
+    def stage_progress(self, stage: str, done: int, total: int) -> None:
+        """See `ports.Observer`."""
+        self.progress.append((stage, done, total))
+
+    def stage_finished(self, stage: str, facts: dict[str, Any], *, resumed: bool) -> None:
+        """See `ports.Observer`."""
+        (self.resumed if resumed else self.finished).append(stage)

@@ -1,0 +1,210 @@
+"""What a report means, in sentences: the same words on the terminal and on the page. Pure.
+
+Functions take the report as plain values (what `report.json` holds).
+"""
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+Report = Mapping[str, Any]
+
+MODELS = {"base": "Base model", "sft": "SFT (labels only)", "semievol": "SemiEvol"}
+"""The rows of the accuracy table, in order."""
+FEW_VALIDATION_ROWS = 50
+"""Below this a 95 % interval is wider than 13 points each way, so a choice between two adapters needs a caution."""
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What `vllm serve --max-lora-rank` accepts; its default is 16."""
+
+_STAGES = {
+    "prepare": "Check the files",
+    "base": "Measure the base model",
+    "warm-up": "Fine-tune on the labels (SFT)",
+    "warm-up-validation": "Validate SFT",
+    "neighbours": "Find similar labeled rows",
+    "generate": "Generate answers",
+    "select": "Select pseudo-labels",
+    "train": "Fine-tune on labels and pseudo-labels",
+    "validation": "Validate SemiEvol",
+    "sft-test": "Measure SFT",
+    "semievol-test": "Measure SemiEvol",
+}
+_PATH = re.compile(r"(?:round-(?P<round>\d+)/)?(?P<stage>.+?)(?:-(?P<shard>\d{5}))?")
+
+_REASONS = {
+    "confident": "confident enough",
+    "not_confident": "not confident enough",
+    "drawn": "drawn at random",
+    "not_drawn": "not drawn",
+    "kept_all": "all rows kept",
+    "unparsable": "no reply could be read as an answer",
+    "justification_unparsable": "the justification could not be read as an answer",
+    "too_long": "too long for the model",
+}
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def stage_label(path: str) -> str:
+    """A stage's path in the output folder for people; the shards of a round share a label."""
+    match = _PATH.fullmatch(path)
+    if match is None or (label := _STAGES.get(match["stage"])) is None:
+        return path
+    return f"Round {match['round']}: {label}" if match["round"] and int(match["round"]) > 1 else label
+
+
+def shard_of(path: str) -> int | None:
+    """The number of a shard's stage, counted from 0; None for a stage that has no shards."""
+    match = _PATH.fullmatch(path)
+    return int(match["shard"]) if match and match["shard"] else None
+
+
+def stage_seconds(report: Report) -> list[tuple[str, float]]:
+    """Seconds by stage in the order of the run, the shards of a round summed."""
+    sums: dict[str, float] = {}
+    for path, seconds in report["stage_seconds"].items():
+        label = stage_label(path)
+        sums[label] = sums.get(label, 0.0) + seconds
+    return list(sums.items())
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def percent(share: float) -> str:
+    """0.8312 as 83.1 %."""
+    return f"{100 * share:.1f} %"
+
+
+def interval(accuracy: Mapping[str, float]) -> str:
+    """The bounds of a 95 % interval, in percent."""
+    return f"{100 * accuracy['low']:.1f} – {100 * accuracy['high']:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 7.3 s, 1:05 (minutes) or 2:03:09 (hours)."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def p_value(value: float) -> str:
+    """A p-value with as many digits as mean something."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def count(number: int, noun: str) -> str:
+    """1 row, 1,600 rows."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------------
+
+
+def headline(report: Report) -> str:
+    """The outcome in one sentence."""
+    sft, evolved = report["accuracy"]["sft"], report["accuracy"]["semievol"]
+    points = 100 * (evolved["value"] - sft["value"])
+    figures = f"{percent(evolved['value'])} against {percent(sft['value'])}"
+    if report["flips"]["p_value"] >= 0.05:
+        return f"SemiEvol and plain fine-tuning cannot be told apart on {count(sft['n'], 'row')}: {figures} right."
+    verb = "beats" if points > 0 else "is worse than"
+    return f"SemiEvol {verb} plain fine-tuning by {abs(points):.1f} points: {figures} right."
+
+
+def measured_on(report: Report) -> str:
+    """Which rows the accuracies come from, and what that means for them."""
+    rows = count(report["accuracy"]["sft"]["n"], "row")
+    if report["measured_on"] == "test":
+        return f"Measured on the test file ({rows}), which nothing was trained on or chosen by."
+    held_out = report["validation"]["held_out"]
+    source = f"{rows} held out of the labeled file" if held_out else f"the validation file ({rows})"
+    return f"Measured on {source}: no test file was given. The same rows chose what is delivered, which flatters it."
+
+
+def flips(report: Report) -> str:
+    """Rows that changed sides between SFT and SemiEvol, with the paired test."""
+    gained, lost = report["flips"]["gained"], report["flips"]["lost"]
+    return (
+        f"SemiEvol is right on {count(gained, 'row')} that SFT gets wrong, and wrong on {lost:,} that SFT gets right "
+        f"(McNemar's exact test, {p_value(report['flips']['p_value'])})."
+    )
+
+
+def delivered(report: Report) -> str:
+    """Which adapter is handed out, and why."""
+    validation = report["validation"]
+    sft, evolved = validation["sft"], validation["semievol"]
+    figures = f"{percent(evolved['value'])} against SFT's {percent(sft['value'])}"
+    rows = f"{count(sft['n'], 'validation row')}"
+    if validation["held_out"]:
+        rows += " held out of the labeled file"
+    if report["delivered"] == "sft":
+        return (
+            f"The SFT adapter is delivered: SemiEvol's validates worse, {figures}, on {rows}. "
+            "Set evaluation.deliver=evolved to get SemiEvol's whatever the figures."
+        )
+    if report["best"] == "sft":
+        return (
+            f"SemiEvol's adapter is delivered because evaluation.deliver is evolved, although it validates worse: "
+            f"{figures}, on {rows}."
+        )
+    if sft["value"] == evolved["value"]:
+        return (
+            f"SemiEvol's adapter is delivered: both validate at {percent(sft['value'])} on {rows}, and a tie goes to "
+            "SemiEvol."
+        )
+    return f"SemiEvol's adapter is delivered: it validates better, {figures}, on {rows}."
+
+
+def caution(report: Report) -> str | None:
+    """A warning where the validation rows are too few to choose by; None where they are enough."""
+    validation = report["validation"]
+    rows = validation["sft"]["n"]
+    if rows >= FEW_VALIDATION_ROWS or validation["flips"]["p_value"] < 0.05:
+        return None
+    return (
+        f"{count(rows, 'validation row')} cannot tell the two adapters apart, so this choice is mostly chance. "
+        f"Give {FEW_VALIDATION_ROWS} or more labeled rows with --validation."
+    )
+
+
+def decisions(report: Report) -> str:
+    """How many unlabeled rows became pseudo-labels."""
+    accepted, rejected = report["decisions"]["accept"], report["decisions"]["reject"]
+    return f"Of {count(accepted + rejected, 'unlabeled row')}, {accepted:,} were accepted and {rejected:,} rejected."
+
+
+def reasons(report: Report) -> list[tuple[str, int]]:
+    """How many rows were decided for each reason, in words."""
+    return [(_REASONS.get(reason, reason), number) for reason, number in report["reasons"].items()]
+
+
+# --- using the adapter ------------------------------------------------------------------------------------------------
+
+
+def load_lines(base: str, adapter: str) -> list[str]:
+    """Python lines that load the adapter with PEFT."""
+    return [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"base = AutoModelForCausalLM.from_pretrained({base!r})",
+        f"model = PeftModel.from_pretrained(base, {adapter!r})",
+        f"tokenizer = AutoTokenizer.from_pretrained({adapter!r})",
+    ]
+
+
+def serve_command(report: Report, base: str, adapter: str) -> list[str]:
+    """The command, in parts, that serves base and adapter with vLLM and the template that the adapter learned with."""
+    rank = max(report["recipe"][stage]["lora"]["rank"] for stage in ("warmup", "evolution"))
+    room = next((allowed for allowed in VLLM_RANKS if allowed >= rank), rank)
+    return [
+        f"vllm serve {shlex.quote(base)}",
+        f"--enable-lora --max-lora-rank {room}",
+        f"--lora-modules {shlex.quote(f'semievol={adapter}')}",
+        f"--chat-template {shlex.quote(f'{adapter}/chat_template.jinja')}",
+    ]

@@ -1,0 +1,36 @@
+"""What may be imported without paying for torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = "{'torch', 'transformers', 'vllm', 'sentence_transformers', 'peft'}"
+
+
+@pytest.mark.parametrize(
+    "module", ["semievol.recipe", "semievol.examples", "semievol.pipeline", "semievol.fakes", "semievol.cli"]
+)
+def test_a_module_loads_without_torch(module: str) -> None:
+    script = (
+        f"import sys, {module}; loaded = {HEAVY} & set(sys.modules); sys.exit(f'loaded {{loaded}}' if loaded else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
+def test_help_is_given_without_torch(tmp_path: Path, arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "semievol", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Usage" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typer" in imported
+    assert not imported & {"torch", "transformers", "vllm"}
