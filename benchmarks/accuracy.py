@@ -8,6 +8,7 @@ and the plain SFT adapter. Finished parts are kept under --output, so a benchmar
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from semievol.prompts import Message, question_of, with_worked_examples
 from semievol.recipe import MODEL_RECIPE, Recipe, parse_setting, read_recipe
 from semievol.seeds import seed_of
 from semievol.tables import read_examples, read_rows
-from semievol.workdir import Stage, StageWork, Workdir
+from semievol.workdir import Stage, Workdir
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "SemiEvol (default)": (),
@@ -93,16 +94,7 @@ def run_variant(arena: Arena, name: str, settings: tuple[str, ...]) -> dict[str,
     """One row that is a whole loop: test accuracy, and how right its pseudo-labels are."""
     arena = arena.with_settings(settings)
     data, job, backend, work = arena.data, arena.job, arena.backend, arena.work
-    teacher = arena.sft if job.recipe.propagation.in_weight else None
-    near = work.stage(f"{name}/neighbours", stages.find_neighbours(data, backend, data.unlabeled, job))
-    with stages.open_lazily(backend, teacher) as generator:
-        shards = [
-            work.stage(
-                f"{name}/generate-{shard:05d}",
-                stages.generate_shard(data, generator, data.unlabeled, near, shard, 1, job),
-            )
-            for shard in range(stages.shard_count(data.unlabeled))
-        ]
+    shards = _answered(arena)
     selected = work.stage(f"{name}/select", stages.select_labels(data, shards, 1, job))
     trained = work.stage(f"{name}/train", stages.train_round(data, backend, [selected], arena.sft, 1, job))
     records = list(read_rows(selected.folder / stages.DECIDED))
@@ -114,6 +106,25 @@ def run_variant(arena: Arena, name: str, settings: tuple[str, ...]) -> dict[str,
         "selected right": 100 * sum(chosen) / max(1, len(chosen)),
         "selected": len(chosen),
     }
+
+
+def _answered(arena: Arena) -> list[Stage]:
+    """The pool's answers. Rows of the table that ask the same questions share them, justifications included."""
+    recipe = arena.job.recipe
+    asked = recipe.generation.model_copy(update={"disagreement": "justify"})
+    arena = replace(arena, job=replace(arena.job, recipe=recipe.model_copy(update={"generation": asked})))
+    settings = f"{recipe.propagation.model_dump_json()}{asked.model_dump_json()}"
+    name = f"answers-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}"
+    data, job, backend, work = arena.data, arena.job, arena.backend, arena.work
+    near = work.stage(f"{name}/neighbours", stages.find_neighbours(data, backend, data.unlabeled, job))
+    with stages.open_lazily(backend, arena.sft if recipe.propagation.in_weight else None) as generator:
+        return [
+            work.stage(
+                f"{name}/generate-{shard:05d}",
+                stages.generate_shard(data, generator, data.unlabeled, near, shard, 1, job),
+            )
+            for shard in range(stages.shard_count(data.unlabeled))
+        ]
 
 
 def _train(arena: Arena, name: str, rows: list[TrainingRow], settings: Any) -> Stage:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     chat = Chat.load(arguments.model, None)
-    model = load_model(arguments.model, Recipe().model)
+    model: Any = load_model(arguments.model, Recipe().model)
     prompts = demo_prompts(arguments.model, chat, arguments.rows, seed=1)
     requests = [
         Request(prompt, tuple(seed_of(row, sample) for sample in range(SAMPLES))) for row, prompt in enumerate(prompts)

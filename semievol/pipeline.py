@@ -1,6 +1,7 @@
 """The loop on one machine: the stages in order, over a folder that remembers which are done.
 
-Each stage's work is in `stages.py`; a committed stage is not done again, so a run that was stopped goes on where it was.
+Each stage's work is in `stages.py`. A committed stage is not done again, so a run that was stopped goes on where it
+was.
 """
 
 import json

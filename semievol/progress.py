@@ -61,7 +61,7 @@ class View:
         self.done = done
 
     def measure_from(self, now: float) -> None:
-        """Forget the rate so far: what lies between two shards (justification, loading) is no part of the next one's."""
+        """Forget the rate so far: what lies between two shards (justification, loading) is not the next one's."""
         self.samples = deque([(now, self.done)])
 
     def rate(self) -> float | None:

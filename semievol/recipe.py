@@ -17,7 +17,7 @@ MODEL_RECIPE = "semievol_recipe.yaml"
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSettings(_Settings):
@@ -51,7 +51,7 @@ class PropagationSettings(_Settings):
     k: int = Field(3, ge=1, le=64, description="Worked examples in a prompt.")
     retriever: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
-        description="A sentence-transformers model (hub id or folder), `hidden` (the base model's own states) or `bm25`.",
+        description="A sentence-transformers model (hub id or folder), `hidden` (the base model's own states), `bm25`.",
     )
 
 
@@ -187,6 +187,16 @@ class Recipe(_Settings):
         return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
 
 
+_PAPER_TRAINING: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "epochs": 2,
+    "steps": None,
+    "batch_size": 8,
+    "warmup_ratio": 0.1,
+    "schedule": "cosine",
+    "lora": {"rank": 16, "target_modules": "all-linear"},
+}
+
 PAPER: dict[str, Any] = {
     "preset": "paper",
     "rounds": 1,
@@ -202,16 +212,8 @@ PAPER: dict[str, Any] = {
         "balance": "none",
     },
     "selection": {"rule": "quantile", "theta": 0.5, "confidence": "entropy", "per_answer": False},
-    "warmup": {"learning_rate": 1e-4, "epochs": 2, "batch_size": 8, "warmup_ratio": 0.1, "schedule": "cosine"},
-    "evolution": {
-        "learning_rate": 1e-4,
-        "epochs": 2,
-        "batch_size": 8,
-        "warmup_ratio": 0.1,
-        "schedule": "cosine",
-        "start": "fresh",
-        "weights": "none",
-    },
+    "warmup": _PAPER_TRAINING,
+    "evolution": _PAPER_TRAINING | {"start": "fresh", "weights": "none"},
 }
 """The paper to the letter; this never changes. The default recipe is the class defaults above."""
 

@@ -10,9 +10,9 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -47,6 +47,7 @@ from semievol.tables import (
     pseudo_label_record,
     read_examples,
     read_rows,
+    row_count,
     write_examples,
     write_rows,
 )
@@ -255,7 +256,7 @@ def find_neighbours(data: Prepared, backend: Backend, pending: Path, job: "Job")
         if not pool:
             return {"pool": 0}
         retriever = backend.retriever([question_of(row.prompt) for row in labeled])
-        groups, done, total = group_count(pending), 0, data.facts["rows"]["unlabeled"]
+        groups, done, total = group_count(pending), 0, row_count(pending)
         for group in range(groups):
             texts = [question_of(row.prompt) for row in read_examples(pending, group)]
             indices, similarities = retriever.nearest(texts, pool)
@@ -363,31 +364,24 @@ def select_labels(data: Prepared, shards: Sequence[Stage], round_number: int, jo
 
 
 def label_rows(data: Prepared, shards: Sequence[Stage], recipe: Recipe) -> tuple[list[str], list[Label]]:
-    """Every row's id and label. Scored answers are balanced over all rows at once; trials stay on disk."""
-    answered = (answered_of(record) for shard in shards for record in read_rows(shard.folder / ANSWERS))
-    if not scores_options(data.answers, recipe.generation):
-        unjustified: Literal["majority"] | None = "majority" if recipe.generation.disagreement == "majority" else None
-        pairs = [
-            (
-                one.row.id,
-                label_sampled(one.trials, one.justification, data.answers, unjustified=unjustified)
-                if one.trials
-                else Label("too_long"),
-            )
-            for one in answered
-        ]
-        return [row_id for row_id, _ in pairs], [label for _, label in pairs]
-    return _label_scored_rows(data, answered, shards, recipe)
+    """Every row's id and label. Trials stay on disk: only what labels are made of is held."""
+    if scores_options(data.answers, recipe.generation):
+        return _label_scored_rows(data, shards, recipe)
+    unjustified = recipe.generation.disagreement if recipe.generation.disagreement == "majority" else None
+    ids, labels = [], []
+    for one in _answered_rows(shards, recipe):
+        ids.append(one.row.id)
+        label = label_sampled(one.trials, one.justification, data.answers, unjustified=unjustified)
+        labels.append(label if one.trials else Label("too_long"))
+    return ids, labels
 
 
-def _label_scored_rows(
-    data: Prepared, answered: Iterator[Answered], shards: Sequence[Stage], recipe: Recipe
-) -> tuple[list[str], list[Label]]:
+def _label_scored_rows(data: Prepared, shards: Sequence[Stage], recipe: Recipe) -> tuple[list[str], list[Label]]:
+    """Scored answers, balanced over all rows at once where the recipe says so."""
     mix: dict[str, int] = data.facts["answer_mix"]
     columns: dict[str, int] = {}
-    ids, rows = [], []
-    for one in answered:
-        ids.append(one.row.id)
+    rows: list[tuple[tuple[str, ...], list[float] | None]] = []
+    for one in _answered_rows(shards, recipe):
         options = options_of(one.row, data.answers)
         for option in options:
             columns.setdefault(option, len(columns))
@@ -398,17 +392,26 @@ def _label_scored_rows(
             table[place, [columns[option] for option in options]] = probabilities
     scored = [place for place, (_, probabilities) in enumerate(rows) if probabilities is not None]
     if recipe.generation.balance == "labeled" and scored:
+        # One more of each answer: a class that few labels happen to show is rare, not impossible.
         share = np.array([mix.get(option, 0) + 1 for option in columns], dtype=np.float64)
         table[scored] = balance(table[scored], share / share.sum())
-    again = (answered_of(record) for shard in shards for record in read_rows(shard.folder / ANSWERS))
-    labels = []
-    for place, (one, (options, probabilities)) in enumerate(zip(again, rows, strict=True)):
-        if probabilities is None:
-            labels.append(Label("too_long"))
-            continue
+    ids, labels = [], []
+    for place, one in enumerate(_answered_rows(shards, recipe)):
+        options, probabilities = rows[place]
         final = [float(table[place, columns[option]]) for option in options]
-        labels.append(label_scored(one.trials, one.justification, final, options))
+        ids.append(one.row.id)
+        labels.append(
+            Label("too_long") if probabilities is None else label_scored(one.trials, one.justification, final, options)
+        )
     return ids, labels
+
+
+def _answered_rows(shards: Sequence[Stage], recipe: Recipe) -> Iterator[Answered]:
+    """The round's answered rows in order; by majority, justifications have no say."""
+    for shard in shards:
+        for record in read_rows(shard.folder / ANSWERS):
+            answered = answered_of(record)
+            yield replace(answered, justification=None) if recipe.generation.disagreement == "majority" else answered
 
 
 def train_round(

@@ -18,6 +18,8 @@ def show(report: Report, output: Path, console: Console) -> None:
     console.print(accuracy_table(report))
     _say(console, wording.measured_on(report))
     _say(console, wording.flips(report))
+    if steps := wording.steps(report):
+        _say(console, steps)
     console.print()
     _say(console, wording.delivered(report), style="bold")
     if caution := wording.caution(report):

@@ -85,6 +85,12 @@ def group_count(path: Path) -> int:
         return int(file.num_row_groups)
 
 
+def row_count(path: Path) -> int:
+    """Rows of a file."""
+    with pq.ParquetFile(path) as file:
+        return int(file.metadata.num_rows)
+
+
 def example_record(example: Example) -> dict[str, Any]:
     """A row for the schema EXAMPLES."""
     return {

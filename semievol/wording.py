@@ -135,6 +135,16 @@ def flips(report: Report) -> str:
     )
 
 
+def steps(report: Report) -> str | None:
+    """A word on unequal training, where SemiEvol's last stage took many more steps than SFT; None where it did not."""
+    sft, evolved = report["training"]["warmup"]["steps"], report["training"]["evolution"]["steps"]
+    if evolved < 1.5 * sft:
+        return None
+    return (
+        f"SFT trained for {count(sft, 'step')} and SemiEvol's last stage for {evolved:,}: that can be part of a gain."
+    )
+
+
 def delivered(report: Report) -> str:
     """Which adapter is handed out, and why."""
     validation = report["validation"]

@@ -44,9 +44,10 @@ class Workdir:
         if root.exists() and not root.is_dir():
             raise WorkdirError(f"{root} is a file; --output names a folder")
         known = root / "stages" / IDENTITY
+        begun = {known.parent, _partial(known)}  # all that a run leaves that was stopped before it had an identity
         if known.exists():
-            _refuse_other(root, json.loads(known.read_text(encoding="utf-8")), identity)
-        elif root.exists() and any(root.iterdir()):
+            _refuse_other(root, json.loads(known.read_text(encoding="utf-8")), _as_read(identity))
+        elif any(path not in begun for path in root.rglob("*")):
             raise WorkdirError(f"{root} holds other files; give an empty or new folder as --output")
         else:
             known.parent.mkdir(parents=True, exist_ok=True)
@@ -63,11 +64,11 @@ class Workdir:
         return stage
 
     def _commit(self, name: str, folder: Path, work: StageWork) -> Stage:
-        partial = folder.with_name(folder.name + ".partial")
+        partial = _partial(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         started = time.monotonic()
-        facts = work(partial, lambda done, total: self.observer.stage_progress(name, done, total))
+        facts = _as_read(work(partial, lambda done, total: self.observer.stage_progress(name, done, total)))
         seconds = round(time.monotonic() - started, 3)
         files = {}
         for path in sorted(path for path in partial.rglob("*") if path.is_file()):
@@ -75,6 +76,7 @@ class Workdir:
             files[path.relative_to(partial).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         manifest = {"stage": name, "seconds": seconds, "facts": facts, "files": files}
         write_whole(partial / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+        shutil.rmtree(folder, ignore_errors=True)  # without a manifest it is nothing that counts
         partial.rename(folder)
         _flush(folder.parent)
         return Stage(folder, facts, seconds)
@@ -101,12 +103,21 @@ def _refuse_other(root: Path, known: Mapping[str, Any], identity: Mapping[str, A
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is either whole or not there."""
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     with partial.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as JSON gives them back, so that a resumed run sees what the first one saw."""
+    return dict(json.loads(json.dumps(values)))
 
 
 def sha256_of(path: Path) -> str:

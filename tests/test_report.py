@@ -131,6 +131,12 @@ def test_few_validation_rows_are_warned_about(changed: dict[str, Any], rows: int
     assert (wording.caution(changed) is not None) is warns
 
 
+@pytest.mark.parametrize(("sft", "evolved", "says"), [(40, 200, True), (40, 59, False), (40, 20, False)])
+def test_unequal_training_is_mentioned(changed: dict[str, Any], sft: int, evolved: int, says: bool) -> None:
+    changed["training"]["warmup"]["steps"], changed["training"]["evolution"]["steps"] = sft, evolved
+    assert (wording.steps(changed) is not None) is says
+
+
 def test_figures_on_validation_rows_say_so(changed: dict[str, Any]) -> None:
     changed["measured_on"] = "validation"
     assert "no test file was given" in wording.measured_on(changed)

@@ -6,6 +6,7 @@ base model without a template gets `PLAIN_TEMPLATE`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from semievol.errors import ModelError
 from semievol.prompts import PLAIN_TEMPLATE, Message
 
 _PROBE = "semievol-probe"
+_DATE = date(2024, 7, 26)
+"""What templates that print today's date are told, so that a prompt is no matter of the clock (Llama's own default)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +116,19 @@ class Chat:
         return start, found + len(self.end_of_turn)
 
     def _render(self, messages: Sequence[Message], *, generation: bool) -> str:
-        turns: list[dict[str, str]] = [{"role": message.role, "content": message.content} for message in messages]
+        # White space around a reply would merge with the prompt's last token, so that training and use would differ.
+        turns: list[dict[str, str]] = [
+            {"role": m.role, "content": m.content.strip() if m.role == "assistant" else m.content} for m in messages
+        ]
         if turns and turns[0]["role"] == "system" and not self.has_system:
             system, user, *rest = turns
             turns = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=generation, strftime_now=_DATE.strftime
+                )
+            )
         except TemplateError as error:
             raise ModelError(f"the model's chat template refuses the messages: {error}") from error
 
@@ -132,8 +142,9 @@ class Chat:
 
     def _end_of_turn(self) -> str:
         """The special token that the template writes after a reply (EOS where it writes none of its own)."""
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
-        text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        text = self._render((Message("user", "x"), Message("assistant", _PROBE)), generation=False)
+        if _PROBE not in text:
+            raise ModelError("the model's chat template does not keep a reply as it is, so none could be trained on")
         tail = text[text.rindex(_PROBE) + len(_PROBE) :]
         special = [token for token in self.tokenizer.all_special_tokens if token in tail]
         special += [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special and t.content in tail]

@@ -23,7 +23,7 @@ class LocalBackend:
 
     def __init__(self, model: str, recipe: Recipe) -> None:
         self.model, self.recipe = model, recipe
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the run shows its own
+        transformers_logging.disable_progress_bar()  # the run shows its own
         self.chat = Chat.load(model, recipe.model.revision)
 
     def generator(self, adapter: Path | None) -> AbstractContextManager[Generator]:

@@ -10,7 +10,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
-    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -24,7 +23,6 @@ from semievol.backends.huggingface import load_model
 from semievol.errors import LossDiverged
 from semievol.ports import Progress, TrainingLog, TrainingRow, no_progress
 from semievol.recipe import ModelSettings, TrainingSettings
-
 
 LOGGED_LOSSES = 40
 """About how many points a loss curve has."""
