@@ -10,14 +10,15 @@ and the plain SFT adapter. Finished parts are kept under --output, so a benchmar
 import argparse
 import hashlib
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import paper_data
+from demo.generate import draw, write
+from demo.tasks import DOMAINS
 from semievol import stages
 from semievol.backends.local import LocalBackend
 from semievol.evaluation import accuracy, predict
@@ -216,18 +217,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo/base")
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
-    parser.add_argument("--domain", default="helpdesk")
-    parser.add_argument("--ambiguous", default="0")
-    parser.add_argument("--labeled", default="32")
+    parser.add_argument("--domain", choices=sorted(DOMAINS), default="helpdesk")
+    parser.add_argument("--ambiguous", type=float, default=0.0, help="share of the pool that is ambiguous")
+    parser.add_argument("--labeled", type=int, default=32)
+    parser.add_argument("--csv", type=Path, help="split the paper's CSV files in this folder instead of the demo")
     parser.add_argument("--set", action="append", default=[], help="recipe setting for every row")
     parser.add_argument("--rows", nargs="*", default=[], help="only rows whose name has one of these parts")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     for seed in arguments.seeds:
         data = arguments.output / f"data-{seed}"
-        command = ["--seed", str(seed), "--labeled", arguments.labeled, "--unlabeled", "800", "--test", "800"]
-        command += ["--domain", arguments.domain, "--ambiguous", arguments.ambiguous, "--answers"]
-        subprocess.run([sys.executable, "-m", "demo.generate", *command, "--output", str(data)], check=True)
+        if arguments.csv:
+            paper_data.split(arguments.csv, seed, data, labeled=452, unlabeled=900, test=453)
+        else:
+            domain = DOMAINS[arguments.domain]
+            drawn = draw(domain, seed, arguments.labeled, 800, 800, ambiguous=arguments.ambiguous)
+            write(data, domain, drawn, answers=True)
         arena = open_arena(arguments.model, arguments.output / f"seed-{seed}", data, seed, tuple(arguments.set))
         results = arguments.output / f"results-{seed}.json"
         known: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}

@@ -139,7 +139,7 @@ class EvolutionSettings(TrainingSettings):
 class EvaluationSettings(_Settings):
     """How the outcome is measured and what is handed out."""
 
-    holdout: float = Field(0.2, gt=0, le=0.5, description="Share of labeled rows held out without a validation file.")
+    holdout: float = Field(0.1, gt=0, le=0.5, description="Share of labeled rows held out without a validation file.")
     deliver: Literal["best", "evolved"] = Field(
         "best", description="best: SFT's adapter if SemiEvol's validates worse; evolved: SemiEvol's whatever it scores."
     )

@@ -63,7 +63,8 @@ def fake_backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
 
 def arguments(model: Path, files: dict[str, Path], output: Path, *more: str) -> list[str]:
     given = [f"--{role}={path}" for role, path in files.items()]
-    return ["run", f"--model={model}", *given, f"--output={output}", "--set=generation.shard_size=10", *more]
+    sets = ["--set=generation.shard_size=10", "--set=evaluation.holdout=0.2"]
+    return ["run", f"--model={model}", *given, f"--output={output}", *sets, *more]
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

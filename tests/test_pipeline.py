@@ -189,7 +189,7 @@ def test_an_adapter_that_validates_worse_than_sft_is_not_handed_out_unless_asked
 def test_without_a_validation_file_rows_are_held_out_and_trained_on_by_nobody(tmp_path: Path) -> None:
     backend = FakeBackend()
     labeled = tickets(30, seed=1)
-    job = replace(job_in(tmp_path, labeled=labeled), validation=None, test=None)
+    job = replace(job_in(tmp_path, labeled=labeled, evaluation={"holdout": 0.2}), validation=None, test=None)
     outcome = run(job, backend, tmp_path / "out", FakeObserver())
     assert outcome["rows"] == {"labeled": 24, "unlabeled": ROWS, "validation": 6, "test": 0}
     assert (outcome["validation"]["held_out"], outcome["measured_on"]) == (6, "validation")
