@@ -24,7 +24,7 @@ from semievol.backends.local import LocalBackend
 from semievol.evaluation import accuracy, predict
 from semievol.examples import Example
 from semievol.fakes import FakeObserver
-from semievol.generation import Neighbours
+from semievol.generation import Neighbours, pool_size
 from semievol.pipeline import Job
 from semievol.ports import Backend, Progress, TrainingRow
 from semievol.prompts import Message, question_of, with_worked_examples
@@ -42,7 +42,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no selection (keep all)": ("selection.rule=all",),
     "random rows of equal number": ("selection.rule=random",),
     "majority, no justification": ("generation.disagreement=majority",),
-    "justification": ("generation.disagreement=justify",),
 }
 """Rows that are the loop with settings changed."""
 
@@ -117,7 +116,8 @@ def _answered(arena: Arena) -> list[Stage]:
     settings = f"{recipe.propagation.model_dump_json()}{asked.model_dump_json()}"
     name = f"answers-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}"
     data, job, backend, work = arena.data, arena.job, arena.backend, arena.work
-    near = work.stage(f"{name}/neighbours", stages.find_neighbours(data, backend, data.unlabeled, job))
+    pool = pool_size(job.recipe, arena.data.facts["rows"]["labeled"])
+    near = work.stage(f"neighbours-{pool}", stages.find_neighbours(data, backend, data.unlabeled, job))
     with stages.open_lazily(backend, arena.sft if recipe.propagation.in_weight else None) as generator:
         return [
             work.stage(

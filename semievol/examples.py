@@ -46,6 +46,11 @@ class Example:
         return self.reply
 
 
+def content_id(row_id: str) -> str:
+    """What a row and its duplicates share: the id without the counter that tells them apart."""
+    return row_id.split("-", maxsplit=1)[0]
+
+
 class _RowProblem(ValueError):
     """A row cannot be used; carries the stable code and the remedy."""
 

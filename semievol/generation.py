@@ -133,15 +133,20 @@ class _Shard:
             ranks = [0, *sorted(int(rank) for rank in others)]
         return tuple(reversed(ranks))
 
-    def _ask(self, index: int, collaborators: tuple[int, ...], ranks: tuple[int, ...]) -> _Ask | None:
-        """The prompt with its worked examples; the farthest are left out until it fits, None if it never does."""
+    def _ask(
+        self, index: int, collaborators: tuple[int, ...], ranks: tuple[int, ...], named: Sequence[str] = ()
+    ) -> _Ask | None:
+        """The prompt with its worked examples, and with the candidates `named` if it asks for a justification.
+
+        The farthest examples are left out until it fits; None if it never does.
+        """
         row = self.rows[index]
         for skipped in range(len(ranks) + 1):
             used = ranks[skipped:]
             examples = [self.labeled[self.neighbours.indices[index, rank]] for rank in used] if self.neighbours else []
             pairs = [(question_of(example.prompt), example.labeled_reply) for example in examples]
-            prompt = with_worked_examples(row.prompt, pairs)
-            if self.generator.fits(prompt, self.recipe.generation.max_new_tokens):
+            prompt = with_worked_examples(with_candidates(row.prompt, named) if named else row.prompt, pairs)
+            if self.generator.fits(prompt, self._room(index)):
                 ids = tuple(example.id for example in examples)
                 near = (
                     tuple(float(self.neighbours.similarities[index, rank]) for rank in used) if self.neighbours else ()
@@ -193,18 +198,22 @@ class _Shard:
             named = candidates(row_trials, self.answers)
             if not named or is_unanimous(row_trials, self.answers):
                 continue
-            first = self._ask(index, (JUSTIFICATION,), self._example_ranks(index, 0))
-            if first is None:
-                continue
-            prompt = with_candidates(first.prompt, named)
-            if self.generator.fits(prompt, settings.max_new_tokens):
-                asks.append(replace(first, prompt=prompt))
+            ask = self._ask(index, (JUSTIFICATION,), self._example_ranks(index, 0), named)
+            if ask is not None:
+                asks.append(ask)
         answered = self._answer(asks) if self._scored else self._sample(asks, temperature=0.0)
         return {ask.row: trial for ask, (trial,) in answered}
 
     @property
     def _scored(self) -> bool:
         return scores_options(self.answers, self.recipe.generation)
+
+    def _room(self, index: int) -> int:
+        """Tokens that the reply may need: a token covers at least one byte, and each reply ends with one more."""
+        limit = self.recipe.generation.max_new_tokens
+        if not self._scored:
+            return limit
+        return min(limit, 1 + max(len(option.encode()) for option in self._options(index)))
 
     def _options(self, index: int) -> tuple[str, ...]:
         return options_of(self.rows[index], self.answers)

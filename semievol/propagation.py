@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from semievol.examples import content_id
 from semievol.ports import Embedder, Floats, Progress, Retriever, no_progress
 
 CHUNK_ROWS = 4096
@@ -46,8 +47,8 @@ def nearest_others(
     Rows are the same where their ids are, up to the counter that tells duplicates apart. Where fewer than k others
     exist the last one repeats.
     """
-    content = np.array([document_id.split("-")[0] for document_id in document_ids])
-    own = np.array([query_id.split("-")[0] for query_id in query_ids])
+    content = np.array([content_id(document_id) for document_id in document_ids])
+    own = np.array([content_id(query_id) for query_id in query_ids])
     most = int(max((np.sum(content == identity) for identity in set(own)), default=0))
     indices, similarities = retriever.nearest(queries, min(k + most, len(document_ids)))
     picked, values = [], []

@@ -21,7 +21,7 @@ from semievol.agreement import Label, balance, label_sampled, label_scored, mean
 from semievol.answers import Answers
 from semievol.errors import DataError, Problem, RecipeError
 from semievol.evaluation import Prediction, accuracy, mcnemar, predict, prediction_record
-from semievol.examples import Example, check_unlabeled, read_labeled, stream_unlabeled
+from semievol.examples import Example, check_unlabeled, content_id, read_labeled, stream_unlabeled
 from semievol.generation import (
     Answered,
     Neighbours,
@@ -205,6 +205,8 @@ def _readable(path: Path, rules: Answers) -> list[Example]:
 def hold_out(rows: Sequence[Example], rules: Answers, share: float, seed: int) -> tuple[list[Example], list[Example]]:
     """Split labeled rows into (train, validation): closed answers keep their mix. The rows' order plays no part.
 
+    A row and its duplicates stay together, so that no validation row is trained on.
+
     Raises RecipeError if there are too few rows for both parts.
     """
     if len(rows) < 2:
@@ -223,8 +225,11 @@ def hold_out(rows: Sequence[Example], rules: Answers, share: float, seed: int) -
     )
     for index in by_remainder[: max(0, wanted - sum(counts))]:
         counts[index] += 1
-    held = {row.id for group, count in zip(shuffled, counts, strict=True) for row in group[:count]}
-    return [row for row in rows if row.id not in held], [row for row in rows if row.id in held]
+    held = {content_id(row.id) for group, count in zip(shuffled, counts, strict=True) for row in group[:count]}
+    parts = [row for row in rows if content_id(row.id) not in held], [row for row in rows if content_id(row.id) in held]
+    if not parts[0]:
+        raise RecipeError("the labeled rows all ask the same; there is nothing to hold out; give --validation")
+    return parts
 
 
 def warm_up(data: Prepared, backend: Backend, job: "Job") -> StageWork:
