@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import paper_data
 from demo.generate import draw, write
 from demo.tasks import DOMAINS
-from semievol import stages
+from semievol import outcome, stages
 from semievol.backends.local import LocalBackend
 from semievol.evaluation import accuracy, predict
 from semievol.examples import Example
@@ -65,7 +65,7 @@ class Arena:
 
     def test(self, name: str, trained: Stage | None) -> float:
         """Test accuracy of an adapter, in percent."""
-        stage = self.work.stage(name, stages.test_model(self.data, self.backend, trained, self.job))
+        stage = self.work.stage(name, outcome.test_model(self.data, self.backend, trained, self.job))
         return 100 * float(stage.facts["accuracy"]["value"])
 
 

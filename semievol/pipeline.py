@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semievol import page, report, stages
+from semievol import outcome, page, report, stages
 from semievol.ports import Backend, Observer
 from semievol.recipe import Recipe
 from semievol.workdir import Stage, Workdir, sha256_of
@@ -51,29 +51,29 @@ def run(job: Job, backend: Backend, output: Path, observer: Observer) -> dict[st
     """
     work = Workdir(output, job.identity(), observer)
     data = stages.Prepared.of(work.stage("prepare", stages.prepare(job)))
-    base = work.stage("base", stages.test_model(data, backend, None, job))
+    base = work.stage("base", outcome.test_model(data, backend, None, job))
     sft = work.stage("warm-up", stages.warm_up(data, backend, job))
-    sft_scores = work.stage("warm-up-validation", stages.validate_model(data, backend, sft, job))
+    sft_scores = work.stage("warm-up-validation", outcome.validate_model(data, backend, sft, job))
     rounds: list[stages.Round] = []
     while stages.goes_on(rounds, job.recipe):
         rounds.append(_round(work, data, backend, job, sft, rounds))
     best = stages.best_round(rounds)
-    verdict = stages.Verdict(
+    verdict = outcome.Verdict(
         base=base,
         sft=sft,
         evolved=best.trained,
         sft_validation=sft_scores,
         evolved_validation=best.validation,
-        sft_test=work.stage("sft-test", stages.test_model(data, backend, sft, job)),
-        evolved_test=work.stage("semievol-test", stages.test_model(data, backend, best.trained, job)),
+        sft_test=work.stage("sft-test", outcome.test_model(data, backend, sft, job)),
+        evolved_test=work.stage("semievol-test", outcome.test_model(data, backend, best.trained, job)),
     )
-    outcome = report.build(job, data, rounds, best, verdict, work.stages, backend.provenance())
+    told = report.build(job, data, rounds, best, verdict, work.stages, backend.provenance())
     documents = {
-        "report.html": page.render_html(outcome),
-        "report.json": json.dumps(outcome, indent=2, ensure_ascii=False),
+        "report.html": page.render_html(told),
+        "report.json": json.dumps(told, indent=2, ensure_ascii=False),
     }
-    stages.publish(output, rounds[: best.number], verdict.delivered(job.recipe), documents)
-    return outcome
+    outcome.publish(output, rounds[: best.number], verdict.delivered(job.recipe), documents)
+    return told
 
 
 def _round(
@@ -95,5 +95,5 @@ def _round(
     selected = work.stage(f"{name}/select", stages.select_labels(data, shards, number, job))
     earlier = [one.selected for one in before]
     trained = work.stage(f"{name}/train", stages.train_round(data, backend, [*earlier, selected], sft, number, job))
-    validation = work.stage(f"{name}/validation", stages.validate_model(data, backend, trained, job))
+    validation = work.stage(f"{name}/validation", outcome.validate_model(data, backend, trained, job))
     return stages.Round(number, shards, selected, trained, validation)

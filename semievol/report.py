@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from semievol.outcome import Verdict, flips
 from semievol.recipe import Recipe
-from semievol.stages import Prepared, Round, Verdict, flips
+from semievol.stages import Prepared, Round
 from semievol.workdir import Stage
 
 if TYPE_CHECKING:

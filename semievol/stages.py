@@ -4,32 +4,26 @@ Stages hand each other files only: rows and labels as Parquet, adapters as PEFT 
 the manifest.
 """
 
-import json
 import math
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from semievol import answers as answer_rules
-from semievol.agreement import Label, balance, label_sampled, label_scored, mean_probabilities
 from semievol.answers import Answers
 from semievol.errors import DataError, Problem, RecipeError
-from semievol.evaluation import Prediction, accuracy, mcnemar, predict, prediction_record
 from semievol.examples import Example, check_unlabeled, content_id, read_labeled, stream_unlabeled
 from semievol.generation import (
-    Answered,
     Neighbours,
     answer_shard,
-    options_of,
     pool_size,
-    scores_options,
 )
+from semievol.labeling import label_rows
 from semievol.ports import Backend, Generator, Progress, TrainingRow
 from semievol.prompts import Message, question_of
 from semievol.recipe import Recipe
@@ -51,7 +45,7 @@ from semievol.tables import (
     write_examples,
     write_rows,
 )
-from semievol.workdir import Stage, StageWork, write_whole
+from semievol.workdir import Stage, StageWork
 
 if TYPE_CHECKING:
     from semievol.pipeline import Job
@@ -60,7 +54,6 @@ PENDING = "pending.parquet"
 DECIDED = "decided.parquet"
 ANSWERS = "answered.parquet"
 ADAPTER = "adapter"
-PREDICTIONS = "predictions.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,33 +97,6 @@ class Round:
     def validation_accuracy(self) -> float:
         """Accuracy on the validation rows."""
         return float(self.validation.facts["accuracy"]["value"])
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The stages that decide what is delivered, and those that measure it on the test rows."""
-
-    base: Stage
-    sft: Stage
-    evolved: Stage
-    sft_validation: Stage
-    evolved_validation: Stage
-    sft_test: Stage
-    evolved_test: Stage
-
-    @property
-    def best(self) -> str:
-        """Which adapter validates better; a tie is SemiEvol's."""
-        sft = self.sft_validation.facts["accuracy"]["value"]
-        return "sft" if self.evolved_validation.facts["accuracy"]["value"] < sft else "semievol"
-
-    def delivered_name(self, recipe: Recipe) -> str:
-        """What is handed out: `sft` or `semievol`."""
-        return self.best if recipe.evaluation.deliver == "best" else "semievol"
-
-    def delivered(self, recipe: Recipe) -> Stage:
-        """The stage whose adapter is handed out."""
-        return self.sft if self.delivered_name(recipe) == "sft" else self.evolved
 
 
 def existing(path: Path) -> Path:
@@ -331,15 +297,19 @@ def generate_shard(
 def select_labels(data: Prepared, shards: Sequence[Stage], round_number: int, job: "Job") -> StageWork:
     """Decide every row: label, confidence, selection. Rows that were not taken wait for the next round."""
 
+    def answered() -> Iterator[dict[str, Any]]:
+        return (record for shard in shards for record in read_rows(shard.folder / ANSWERS))
+
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
-        ids, labels = label_rows(data, shards, job.recipe)
+        mix = data.facts["answer_mix"]
+        ids, labels = label_rows(lambda: map(answered_of, answered()), data.answers, mix, job.recipe.generation)
         closed = data.answers.kind == "choice"
         decisions = select(ids, labels, job.recipe.selection, closed=closed, seed=seed_of(job.seed, round_number))
-        records = (record for shard in shards for record in read_rows(shard.folder / ANSWERS))
         size = job.recipe.generation.shard_size
 
         def decided() -> Iterator[dict[str, Any]]:
-            for done, (record, label, decision) in enumerate(zip(records, labels, decisions, strict=True), start=1):
+            decided_rows = zip(answered(), labels, decisions, strict=True)
+            for done, (record, label, decision) in enumerate(decided_rows, start=1):
                 progress(done, len(labels))
                 yield pseudo_label_record(round_number, record, label, decision)
 
@@ -366,57 +336,6 @@ def select_labels(data: Prepared, shards: Sequence[Stage], round_number: int, jo
         }
 
     return work
-
-
-def label_rows(data: Prepared, shards: Sequence[Stage], recipe: Recipe) -> tuple[list[str], list[Label]]:
-    """Every row's id and label. Trials stay on disk: only what labels are made of is held."""
-    if scores_options(data.answers, recipe.generation):
-        return _label_scored_rows(data, shards, recipe)
-    unjustified = recipe.generation.disagreement if recipe.generation.disagreement == "majority" else None
-    ids, labels = [], []
-    for one in _answered_rows(shards, recipe):
-        ids.append(one.row.id)
-        label = label_sampled(one.trials, one.justification, data.answers, unjustified=unjustified)
-        labels.append(label if one.trials else Label("too_long"))
-    return ids, labels
-
-
-def _label_scored_rows(data: Prepared, shards: Sequence[Stage], recipe: Recipe) -> tuple[list[str], list[Label]]:
-    """Scored answers, balanced over all rows at once where the recipe says so."""
-    mix: dict[str, int] = data.facts["answer_mix"]
-    columns: dict[str, int] = {}
-    rows: list[tuple[tuple[str, ...], list[float] | None]] = []
-    for one in _answered_rows(shards, recipe):
-        options = options_of(one.row, data.answers)
-        for option in options:
-            columns.setdefault(option, len(columns))
-        rows.append((options, mean_probabilities(one.trials, one.justification) if one.trials else None))
-    table = np.zeros((len(rows), len(columns)))
-    for place, (options, probabilities) in enumerate(rows):
-        if probabilities is not None:
-            table[place, [columns[option] for option in options]] = probabilities
-    scored = [place for place, (_, probabilities) in enumerate(rows) if probabilities is not None]
-    if recipe.generation.balance == "labeled" and scored:
-        # One more of each answer: a class that few labels happen to show is rare, not impossible.
-        share = np.array([mix.get(option, 0) + 1 for option in columns], dtype=np.float64)
-        table[scored] = balance(table[scored], share / share.sum())
-    ids, labels = [], []
-    for place, one in enumerate(_answered_rows(shards, recipe)):
-        options, probabilities = rows[place]
-        final = [float(table[place, columns[option]]) for option in options]
-        ids.append(one.row.id)
-        labels.append(
-            Label("too_long") if probabilities is None else label_scored(one.trials, one.justification, final, options)
-        )
-    return ids, labels
-
-
-def _answered_rows(shards: Sequence[Stage], recipe: Recipe) -> Iterator[Answered]:
-    """The round's answered rows in order; by majority, justifications have no say."""
-    for shard in shards:
-        for record in read_rows(shard.folder / ANSWERS):
-            answered = answered_of(record)
-            yield replace(answered, justification=None) if recipe.generation.disagreement == "majority" else answered
 
 
 def train_round(
@@ -466,62 +385,3 @@ def goes_on(rounds: Sequence[Round], recipe: Recipe) -> bool:
 def best_round(rounds: Sequence[Round]) -> Round:
     """The round that validates best, the earlier one among equals."""
     return max(rounds, key=lambda one: (one.validation_accuracy, -one.number))
-
-
-# --- measuring and handing out ----------------------------------------------------------------------------------------
-
-
-def validate_model(data: Prepared, backend: Backend, trained: Stage | None, job: "Job") -> StageWork:
-    """Greedy accuracy on the validation rows."""
-    return _measure(data.validation, data, backend, trained, job)
-
-
-def test_model(data: Prepared, backend: Backend, trained: Stage | None, job: "Job") -> StageWork:
-    """Greedy accuracy on the test rows, on the validation rows where there is no test file."""
-    return _measure(data.test or data.validation, data, backend, trained, job)
-
-
-def _measure(rows: Path, data: Prepared, backend: Backend, trained: Stage | None, job: "Job") -> StageWork:
-    def work(folder: Path, progress: Progress) -> dict[str, Any]:
-        with backend.generator(trained.folder / ADAPTER if trained else None) as generator:
-            predictions = predict(
-                read_examples(rows), generator, data.answers, job.recipe.evaluation.max_new_tokens, progress
-            )
-        records = [prediction_record(prediction) for prediction in predictions]
-        write_whole(folder / PREDICTIONS, json.dumps(records, ensure_ascii=False, indent=0).encode())
-        return {"accuracy": asdict(accuracy(predictions))}
-
-    return work
-
-
-def publish(output: Path, rounds: Sequence[Round], delivered: Stage, documents: Mapping[str, str]) -> None:
-    """Put adapter, pseudo-labels and documents (by name) where the user looks; each appears whole or not at all."""
-    adapter, fresh = output / ADAPTER, output / "adapter.partial"
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(delivered.folder / ADAPTER, fresh)
-    shutil.rmtree(adapter, ignore_errors=True)
-    fresh.rename(adapter)
-    labels = output / "pseudo_labels.parquet.partial"
-    write_rows(labels, PSEUDO_LABELS, final_labels(rounds), 1024)
-    labels.replace(output / "pseudo_labels.parquet")
-    for name, text in documents.items():
-        write_whole(output / name, text.encode())
-
-
-def final_labels(rounds: Sequence[Round]) -> Iterator[dict[str, Any]]:
-    """Each unlabeled row once, as its last round decided it."""
-    for one in rounds:
-        for record in read_rows(one.selected.folder / DECIDED):
-            settled = record["decision"] == "accept" or record["reason"] == "too_long"
-            if settled or one is rounds[-1]:
-                yield record
-
-
-def flips(before: Stage, after: Stage) -> dict[str, Any]:
-    """McNemar's test between two measured stages over the same rows."""
-    return mcnemar(read_predictions(before), read_predictions(after))
-
-
-def read_predictions(stage: Stage) -> list[Prediction]:
-    """The predictions of a measured stage."""
-    return [Prediction(**record) for record in json.loads((stage.folder / PREDICTIONS).read_text(encoding="utf-8"))]

@@ -1,0 +1,65 @@
+"""One label for each row of a round: agreement over a row's trials, and balance over all rows. Pure.
+
+The rows are read twice where answers are scored and never all held, so callers pass what opens them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from semievol.agreement import Label, balance, label_sampled, label_scored, mean_probabilities
+from semievol.answers import Answers
+from semievol.generation import Answered, options_of, scores_options
+from semievol.recipe import GenerationSettings
+
+Reader = Callable[[], Iterator[Answered]]
+"""Opens the round's answered rows, in their order, each time it is called."""
+
+
+def label_rows(
+    read: Reader, answers: Answers, mix: Mapping[str, int], settings: GenerationSettings
+) -> tuple[list[str], list[Label]]:
+    """Every row's id and label. `mix`: how often each answer occurs among the labeled rows.
+
+    By majority, justifications that the trials may hold have no say.
+    """
+    justified = settings.disagreement == "justify"
+    rows = read if justified else lambda: (replace(one, justification=None) for one in read())
+    if scores_options(answers, settings):
+        return _label_scored(rows, answers, mix if settings.balance == "labeled" else None)
+    ids, labels = [], []
+    for one in rows():
+        ids.append(one.row.id)
+        label = label_sampled(one.trials, one.justification, answers, unjustified=None if justified else "majority")
+        labels.append(label if one.trials else Label("too_long"))
+    return ids, labels
+
+
+def _label_scored(read: Reader, answers: Answers, mix: Mapping[str, int] | None) -> tuple[list[str], list[Label]]:
+    """Scored answers; with `mix`, balanced to it over all rows at once."""
+    columns: dict[str, int] = {}
+    rows: list[tuple[tuple[str, ...], list[float] | None]] = []
+    for one in read():
+        options = options_of(one.row, answers)
+        for option in options:
+            columns.setdefault(option, len(columns))
+        rows.append((options, mean_probabilities(one.trials, one.justification) if one.trials else None))
+    table = np.zeros((len(rows), len(columns)))
+    for place, (options, probabilities) in enumerate(rows):
+        if probabilities is not None:
+            table[place, [columns[option] for option in options]] = probabilities
+    scored = [place for place, (_, probabilities) in enumerate(rows) if probabilities is not None]
+    if mix is not None and scored:
+        # One more of each answer: a class that few labels happen to show is rare, not impossible.
+        share = np.array([mix.get(option, 0) + 1 for option in columns], dtype=np.float64)
+        table[scored] = balance(table[scored], share / share.sum())
+    ids, labels = [], []
+    for place, one in enumerate(read()):
+        options, probabilities = rows[place]
+        final = [float(table[place, columns[option]]) for option in options]
+        ids.append(one.row.id)
+        labels.append(
+            Label("too_long") if probabilities is None else label_scored(one.trials, one.justification, final, options)
+        )
+    return ids, labels
