@@ -120,8 +120,7 @@ class Practice:
     def draw(self, rng: random.Random, brief: float = 0.0) -> Chat:
         """One episode. Assistant turns of weight 0 cannot be known from what stands before them.
 
-        `brief` is the share of episodes whose texts are bare words: matching is learned several times faster on
-        them, and carries over to sentences.
+        `brief` is the share of episodes whose texts are bare words: easier ones, for the beginning.
         """
         kinds: tuple[tuple[float, Callable[[random.Random, bool], Chat]], ...] = (
             (0.26, self._named),

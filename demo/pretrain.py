@@ -34,7 +34,7 @@ from demo.vocabulary import (
 )
 from semievol.prompts import PLAIN_TEMPLATE
 
-STEPS = 3000
+STEPS = 2200
 BATCH = 32
 LEARNING_RATE = 2e-3
 WARMUP_STEPS = 100
@@ -48,6 +48,9 @@ POOL = 16
 """Batches drawn at a time and sorted by length, so that little is padding."""
 HIDDEN_SIZE = 128
 EMBEDDING_DEVIATION = 0.08
+RESIDUAL_SCALE = 0.05
+"""Factor on the initial output weights of each layer, so that at the start the frozen word vectors pass through: with
+it the loss falls about twice as fast over the first few hundred steps."""
 MAXIMUM_LENGTH = 320
 """Longer episodes are dropped: they are rare and slow."""
 IGNORED = -100
@@ -130,6 +133,9 @@ def build_model(vectors: torch.Tensor, pad: int, end: int) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(vectors)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(RESIDUAL_SCALE)
+            layer.mlp.down_proj.weight.mul_(RESIDUAL_SCALE)
     model.model.embed_tokens.weight.requires_grad_(False)
     return model
 
