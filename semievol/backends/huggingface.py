@@ -2,7 +2,8 @@
 
 A sample's randomness is one uniform number a token from a counter-based generator keyed by the sample's seed, turned
 into a token by the inverse of the cumulative distribution. So a batch's make-up, its order and the device's own random
-numbers play no part in what is drawn.
+numbers play no part in what is drawn. Rounding does depend on the batch's shape; in fp32 a draw that falls so close to
+the border between two tokens that rounding could decide it is decided by the row computed alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,8 @@ from semievol.recipe import ModelSettings
 
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072}
 """Tokens (rows times padded length) held at once, by device type."""
+CLOSE_DRAW = 2e-5
+"""A draw nearer than this to another token (in probability) is decided alone; rounding in fp32 stays well below it."""
 MIN_SHARED_PREFIX = 8
 """A common beginning of at least this many tokens is computed once a batch."""
 
@@ -108,7 +111,8 @@ class HuggingFaceGenerator:
             rows = [place for place, index in enumerate(batch) for _ in requests[index].seeds]
             seeds = [seed for index in batch for seed in requests[index].seeds]
             prefilled = self._prefill([prompts[index] for index in batch]).select(torch.tensor(rows))
-            drawn = iter(self._decode(prefilled, seeds, temperature, max_new_tokens))
+            starts = [prompts[batch[place]] for place in rows]
+            drawn = iter(self._decode(prefilled, starts, seeds, temperature, max_new_tokens))
             for index in batch:
                 yield index, [next(drawn) for _ in requests[index].seeds]
 
@@ -183,7 +187,9 @@ class HuggingFaceGenerator:
         logits = output.logits[:, -1] if keep == 1 else output.logits
         return _State(state.cache, state.mask, logits.float().log_softmax(dim=-1))
 
-    def _decode(self, state: "_State", seeds: Sequence[int], temperature: float, limit: int) -> list[Response]:
+    def _decode(
+        self, state: "_State", prompts: Sequence[list[int]], seeds: Sequence[int], temperature: float, limit: int
+    ) -> list[Response]:
         """Draw one response a row. Finished rows leave the batch once they are half of it."""
         uniforms = _uniforms(seeds, limit) if temperature > 0 else None
         stop = torch.tensor(sorted(self.chat.stop_ids))
@@ -193,7 +199,14 @@ class HuggingFaceGenerator:
         finished = [False] * len(seeds)
         alive = torch.ones(len(seeds), dtype=torch.bool)
         for step in range(limit):
-            chosen = _choose(state.logprobs, temperature, uniforms[rows, step] if uniforms is not None else None)
+            at = uniforms[rows, step] if uniforms is not None else None
+            chosen, close = _choose(state.logprobs, temperature, at)
+            if self.model.dtype == torch.float32:
+                for place in (close.cpu() & alive).nonzero()[:, 0].tolist():
+                    row = int(rows[place])
+                    alone = self._alone(prompts[row] + tokens[row])
+                    again = None if at is None else at[place : place + 1]
+                    chosen[place] = _choose(alone, temperature, again)[0][0]
             logprob = state.logprobs.gather(1, chosen[:, None])[:, 0].cpu().tolist()
             chosen = chosen.cpu()
             for place, (row, token) in enumerate(zip(rows.tolist(), chosen.tolist(), strict=True)):
@@ -216,6 +229,12 @@ class HuggingFaceGenerator:
             Response(self.chat.decode(ids), tuple(logs), done)
             for ids, logs, done in zip(tokens, logprobs, finished, strict=True)
         ]
+
+    def _alone(self, ids: list[int]) -> Tensor:
+        """Log-probabilities [1, vocabulary] of the next token, computed the same way whatever else is going on."""
+        prompt = torch.tensor([ids], device=self.device)
+        logits: Tensor = self.model(input_ids=prompt, logits_to_keep=1, use_cache=False).logits
+        return logits[:, -1].float().log_softmax(dim=-1)
 
     def _continue(self, state: "_State", pairs: Sequence[tuple[int, int, list[int]]]) -> list[float]:
         """Log-probability of each (row, _, option tokens) after the option's first token, in nats."""
@@ -277,13 +296,21 @@ def _uniforms(seeds: Sequence[int], steps: int) -> Tensor:
     return torch.from_numpy(np.stack(draws))
 
 
-def _choose(logprobs: Tensor, temperature: float, uniforms: Tensor | None) -> Tensor:
-    """Next tokens [rows]: the likeliest, or by inverting the tempered cumulative distribution at `uniforms`."""
+def _choose(logprobs: Tensor, temperature: float, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Next tokens [rows], and which of them were a close call.
+
+    The likeliest token, or the one at which the tempered cumulative distribution passes the row's uniform number.
+    """
     if uniforms is None:
-        return logprobs.argmax(dim=-1)
+        best = logprobs.topk(2, dim=-1)
+        return best.indices[:, 0], best.values[:, 0] - best.values[:, 1] < CLOSE_DRAW
     mass = (logprobs.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
     threshold = uniforms.to(mass.device)[:, None] * mass[:, -1:]
-    return torch.searchsorted(mass, threshold, right=True)[:, 0].clamp(max=mass.shape[-1] - 1)
+    chosen = torch.searchsorted(mass, threshold, right=True).clamp(max=mass.shape[-1] - 1)
+    above = mass.gather(1, chosen) - threshold
+    below = threshold - mass.gather(1, (chosen - 1).clamp(min=0))
+    close = (above < CLOSE_DRAW) | ((below < CLOSE_DRAW) & (chosen > 0))
+    return chosen[:, 0], close[:, 0]
 
 
 def _shared_prefix(prompts: Sequence[list[int]]) -> int:
