@@ -98,7 +98,7 @@ def main() -> None:
         return run
 
     peers: dict[str, Callable[[], int]] = {"semievol": run_ours}
-    for size in (16, 32, 64, 128):
+    for size in (32, 64, 128):
         peers[f"static batches of {size}"] = static(size, arguments.rows)
     peers["row by row"] = static(1, arguments.one_by_one_rows)
     rates: dict[str, list[float]] = {name: [] for name in peers}
