@@ -38,7 +38,7 @@ def difference(results: dict[int, Any], one: str, other: str) -> str:
     if not pairs:
         return ""
     mean, low, high = interval(pairs)
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})" if len(pairs) > 1 else f"{mean:+.1f} (one seed)"
 
 
 def lines(results: dict[int, Any]) -> list[list[str]]:
