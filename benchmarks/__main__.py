@@ -20,7 +20,7 @@ SEEDS = {
     "clinic": range(1100, 1105),
     "fpb": range(1300, 1305),
 }
-"""Seeds of data, splits and training. Settings were chosen on seeds 6001-6004, of which none is here."""
+"""Seeds of data, splits and training. Settings were chosen on seeds 6001-6003, of which none is here."""
 
 TITLES = {
     "main": "The demo",
