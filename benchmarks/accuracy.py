@@ -52,6 +52,7 @@ class Arena:
 
     work: Workdir
     job: Job
+    prepared: Stage
     data: stages.Prepared
     backend: Backend
     truth: dict[str, str]
@@ -81,13 +82,14 @@ def open_arena(model: str, folder: Path, data: Path, seed: int, settings: tuple[
     files = {name: data / f"{name}.jsonl" for name in ("labeled", "unlabeled", "test")}
     job = Job(model, files["labeled"], files["unlabeled"], recipe, seed, test=files["test"])
     work = Workdir(folder, {**job.identity(), "benchmark": 1}, FakeObserver())
-    prepared = stages.Prepared.of(work.stage("prepare", stages.prepare(job)))
+    stage = work.stage("prepare", stages.prepare(job))
+    prepared = stages.Prepared.of(stage)
     backend = LocalBackend(model, recipe)
     with (data / "unlabeled_answers.jsonl").open(encoding="utf-8") as file:
         answers = [json.loads(line)["answer"] for line in file]
     truth = {row.id: answer for row, answer in zip(read_examples(prepared.unlabeled), answers, strict=True)}
     sft = work.stage("warm-up", stages.warm_up(prepared, backend, job))
-    return Arena(work, job, prepared, backend, truth, sft, settings)
+    return Arena(work, job, stage, prepared, backend, truth, sft, settings)
 
 
 def run_variant(arena: Arena, name: str, settings: tuple[str, ...]) -> dict[str, float]:
@@ -117,14 +119,15 @@ def _answered(arena: Arena) -> list[Stage]:
     name = f"answers-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}"
     data, job, backend, work = arena.data, arena.job, arena.backend, arena.work
     pool = pool_size(job.recipe, arena.data.facts["rows"]["labeled"])
-    near = work.stage(f"neighbours-{pool}", stages.find_neighbours(data, backend, data.unlabeled, job))
+    pending = stages.Pending.of(arena.prepared, recipe)
+    near = work.stage(f"neighbours-{pool}", stages.find_neighbours(data, backend, pending, job))
     with stages.open_lazily(backend, arena.sft if recipe.propagation.in_weight else None) as generator:
         return [
             work.stage(
                 f"{name}/generate-{shard:05d}",
-                stages.generate_shard(data, generator, data.unlabeled, near, shard, 1, job),
+                stages.generate_shard(data, generator, pending, near, shard, 1, job),
             )
-            for shard in range(stages.shard_count(data.unlabeled))
+            for shard in range(pending.shards)
         ]
 
 

@@ -1,8 +1,7 @@
-"""What a run comes to: how good each model is on held-out rows, which adapter is handed out, and the files for it."""
+"""What a run comes to: how good each model is on held-out rows, and which adapter is handed out."""
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from semievol.evaluation import Prediction, accuracy, mcnemar, predict, prediction_record
 from semievol.ports import Backend, Progress
 from semievol.recipe import Recipe
-from semievol.stages import ADAPTER, DECIDED, Prepared, Round
-from semievol.tables import PSEUDO_LABELS, read_examples, read_rows, write_rows
+from semievol.stages import ADAPTER, DECIDED, Prepared, Round, settled
+from semievol.tables import read_examples, read_rows
 from semievol.workdir import Stage, StageWork, write_whole
 
 if TYPE_CHECKING:
@@ -22,29 +21,43 @@ PREDICTIONS = "predictions.json"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The stages that decide what is delivered, and those that measure it on the test rows."""
+    """The stages that decide what is delivered, and those that measure it on the test rows.
+
+    Plain fine-tuning has no rounds: its adapter is delivered.
+    """
 
     base: Stage
     sft: Stage
-    evolved: Stage
     sft_validation: Stage
-    evolved_validation: Stage
     sft_test: Stage
-    evolved_test: Stage
+    rounds: Sequence[Round] = ()
+    best_round: Round | None = None
+    evolved_test: Stage | None = None
 
     @property
     def best(self) -> str:
         """Which adapter validates better; a tie is SemiEvol's."""
+        if self.best_round is None:
+            return "sft"
         sft = self.sft_validation.facts["accuracy"]["value"]
-        return "sft" if self.evolved_validation.facts["accuracy"]["value"] < sft else "semievol"
+        return "sft" if self.best_round.validation_accuracy < sft else "semievol"
 
     def delivered_name(self, recipe: Recipe) -> str:
         """What is handed out: `sft` or `semievol`."""
-        return self.best if recipe.evaluation.deliver == "best" else "semievol"
+        return self.best if recipe.evaluation.deliver == "best" or not self.rounds else "semievol"
 
     def delivered(self, recipe: Recipe) -> Stage:
         """The stage whose adapter is handed out."""
-        return self.sft if self.delivered_name(recipe) == "sft" else self.evolved
+        if self.best_round is None or self.delivered_name(recipe) == "sft":
+            return self.sft
+        return self.best_round.trained
+
+    def read(self) -> list[Stage]:
+        """The stages whose files publishing reads."""
+        measured = [self.base, self.sft, self.sft_validation, self.sft_test]
+        if self.evolved_test is not None:
+            measured.append(self.evolved_test)
+        return measured + [stage for one in self.rounds for stage in (one.selected, one.trained, one.validation)]
 
 
 def validate_model(data: Prepared, backend: Backend, trained: Stage | None, job: "Job") -> StageWork:
@@ -70,26 +83,11 @@ def _measure(rows: Path, data: Prepared, backend: Backend, trained: Stage | None
     return work
 
 
-def publish(output: Path, rounds: Sequence[Round], delivered: Stage, documents: Mapping[str, str]) -> None:
-    """Put adapter, pseudo-labels and documents (by name) where the user looks; each appears whole or not at all."""
-    adapter, fresh = output / ADAPTER, output / "adapter.partial"
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(delivered.folder / ADAPTER, fresh)
-    shutil.rmtree(adapter, ignore_errors=True)
-    fresh.rename(adapter)
-    labels = output / "pseudo_labels.parquet.partial"
-    write_rows(labels, PSEUDO_LABELS, final_labels(rounds), 1024)
-    labels.replace(output / "pseudo_labels.parquet")
-    for name, text in documents.items():
-        write_whole(output / name, text.encode())
-
-
 def final_labels(rounds: Sequence[Round]) -> Iterator[dict[str, Any]]:
     """Each unlabeled row once, as its last round decided it."""
     for one in rounds:
         for record in read_rows(one.selected.folder / DECIDED):
-            settled = record["decision"] == "accept" or record["reason"] == "too_long"
-            if settled or one is rounds[-1]:
+            if settled(record) or one is rounds[-1]:
                 yield record
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semievol.ports import Observer
-from semievol.wording import count, duration, percent, shard_of, stage_label
+from semievol.wording import MODELS, count, duration, percent, shard_of, stage_label
 
 RATE_WINDOW_SECONDS = 30.0
 BURST_SECONDS = 1.0
@@ -150,6 +150,8 @@ def _outcome(stage: str, facts: Mapping[str, Any], view: View) -> str:
     if "accuracy" in facts:
         accuracy = facts["accuracy"]
         return f"{percent(accuracy['value'])} of {count(accuracy['n'], 'row')} right"
+    if "delivered" in facts:
+        return f"{MODELS[facts['delivered']]} is delivered"
     if "decisions" in facts:
         return f"{facts['decisions']['accept']:,} accepted, {facts['decisions']['reject']:,} rejected"
     if "losses" in facts:

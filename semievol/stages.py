@@ -4,6 +4,7 @@ Stages hand each other files only: rows and labels as Parquet, adapters as PEFT 
 the manifest.
 """
 
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +38,6 @@ from semievol.tables import (
     answered_record,
     example_of,
     example_record,
-    group_count,
     pseudo_label_record,
     read_examples,
     read_rows,
@@ -54,6 +54,8 @@ PENDING = "pending.parquet"
 DECIDED = "decided.parquet"
 ANSWERS = "answered.parquet"
 ADAPTER = "adapter"
+REVIEWED = "reviewed"
+"""Reason of a decision that a person made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +74,30 @@ class Prepared:
         """From the committed stage `prepare`."""
         rules = dict(stage.facts["answers"])
         rules["options"] = tuple(rules["options"]) if rules["options"] else None
-        test = stage.folder / "test.parquet"
         return cls(
             train=stage.folder / "train.parquet",
             validation=stage.folder / "validation.parquet",
-            test=test if test.exists() else None,
+            test=stage.folder / "test.parquet" if stage.facts["rows"]["test"] else None,
             unlabeled=stage.folder / "unlabeled.parquet",
             answers=Answers(**rules),
             facts=stage.facts,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Unlabeled rows that wait for a label: a Parquet file with a row group a shard."""
+
+    path: Path
+    shards: int
+
+    @classmethod
+    def of(cls, source: Stage, recipe: Recipe) -> Self:
+        """What the stage `prepare`, or the selection of the round before, left to label."""
+        size = recipe.generation.shard_size
+        if "pending" in source.facts:
+            return cls(source.folder / PENDING, math.ceil(source.facts["pending"] / size))
+        return cls(source.folder / "unlabeled.parquet", math.ceil(source.facts["rows"]["unlabeled"] / size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +133,7 @@ def prepare(job: "Job") -> StageWork:
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
         recipe = job.recipe
         labeled = read_labeled(job.labeled)
-        total = check_unlabeled(job.unlabeled)
+        total = check_unlabeled(job.unlabeled) if job.unlabeled is not None else 0
         rules = answer_rules.infer(
             [row.labeled_reply for row in labeled],
             [row.options for row in labeled],
@@ -136,17 +153,12 @@ def prepare(job: "Job") -> StageWork:
         if test:
             write_examples(folder / "test.parquet", test)
 
-        def counted() -> Iterator[dict[str, Any]]:
-            for done, row in enumerate(stream_unlabeled(job.unlabeled), start=1):
-                if rules.kind == "choice" and not (rules.options or row.options):
-                    hint = "the row has no options, but the labeled rows are a choice among their own options"
-                    raise DataError(str(job.unlabeled), [Problem(row.line, "no_options", hint)])
-                progress(done, total)
-                yield example_record(row)
-
-        write_rows(folder / "unlabeled.parquet", EXAMPLES, counted(), recipe.generation.shard_size)
+        if job.unlabeled is not None:
+            waiting = _askable(job.unlabeled, total, rules, progress)
+            write_rows(folder / "unlabeled.parquet", EXAMPLES, waiting, recipe.generation.shard_size)
         mix = Counter(rules.parse(row.labeled_reply, row.options) for row in labeled)
         return {
+            "inputs": job.identity(),
             "answers": asdict(rules),
             "answer_mix": dict(mix.most_common()) if rules.kind == "choice" else {},
             "rows": {"labeled": len(train), "unlabeled": total, "validation": len(validation), "test": len(test)},
@@ -154,6 +166,16 @@ def prepare(job: "Job") -> StageWork:
         }
 
     return work
+
+
+def _askable(path: Path, total: int, rules: Answers, progress: Progress) -> Iterator[dict[str, Any]]:
+    """Unlabeled rows that the labels say how to answer. Raises DataError at the first that they do not."""
+    for done, row in enumerate(stream_unlabeled(path), start=1):
+        if rules.kind == "choice" and not (rules.options or row.options):
+            hint = "the row has no options, but the labeled rows are a choice among their own options"
+            raise DataError(str(path), [Problem(row.line, "no_options", hint)])
+        progress(done, total)
+        yield example_record(row)
 
 
 def _readable(path: Path, rules: Answers) -> list[Example]:
@@ -213,12 +235,7 @@ def warm_up(data: Prepared, backend: Backend, job: "Job") -> StageWork:
 # --- one round --------------------------------------------------------------------------------------------------------
 
 
-def shard_count(pending: Path) -> int:
-    """Units of generation work over the rows in `pending`."""
-    return group_count(pending)
-
-
-def find_neighbours(data: Prepared, backend: Backend, pending: Path, job: "Job") -> StageWork:
+def find_neighbours(data: Prepared, backend: Backend, pending: Pending, job: "Job") -> StageWork:
     """In-context propagation: the nearest labeled rows of every pending row."""
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
@@ -227,9 +244,9 @@ def find_neighbours(data: Prepared, backend: Backend, pending: Path, job: "Job")
         if not pool:
             return {"pool": 0}
         retriever = backend.retriever([question_of(row.prompt) for row in labeled])
-        groups, done, total = group_count(pending), 0, row_count(pending)
-        for group in range(groups):
-            texts = [question_of(row.prompt) for row in read_examples(pending, group)]
+        done, total = 0, row_count(pending.path)
+        for group in range(pending.shards):
+            texts = [question_of(row.prompt) for row in read_examples(pending.path, group)]
             indices, similarities = retriever.nearest(texts, pool)
             np.savez(folder / f"{group:05d}.npz", indices=indices, similarities=similarities)
             done += len(texts)
@@ -257,7 +274,7 @@ def open_lazily(backend: Backend, teacher: Stage | None) -> Iterator[Callable[[]
 def generate_shard(
     data: Prepared,
     generator: Callable[[], Generator],
-    pending: Path,
+    pending: Pending,
     neighbours: Stage,
     shard: int,
     round_number: int,
@@ -266,7 +283,7 @@ def generate_shard(
     """Collaborative learning over one shard."""
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
-        rows = read_examples(pending, shard)
+        rows = read_examples(pending.path, shard)
         near = None
         if neighbours.facts["pool"]:
             with np.load(neighbours.folder / f"{shard:05d}.npz") as arrays:
@@ -305,7 +322,6 @@ def select_labels(data: Prepared, shards: Sequence[Stage], round_number: int, jo
         ids, labels = label_rows(lambda: map(answered_of, answered()), data.answers, mix, job.recipe.generation)
         closed = data.answers.kind == "choice"
         decisions = select(ids, labels, job.recipe.selection, closed=closed, seed=seed_of(job.seed, round_number))
-        size = job.recipe.generation.shard_size
 
         def decided() -> Iterator[dict[str, Any]]:
             decided_rows = zip(answered(), labels, decisions, strict=True)
@@ -313,29 +329,68 @@ def select_labels(data: Prepared, shards: Sequence[Stage], round_number: int, jo
                 progress(done, len(labels))
                 yield pseudo_label_record(round_number, record, label, decision)
 
-        write_rows(folder / DECIDED, PSEUDO_LABELS, decided(), size)
-        waiting = (
-            {**{key: record[key] for key in ("id", "line", "messages", "options")}, "reply": None}
-            for record in read_rows(folder / DECIDED)
-            if record["decision"] == "reject" and record["reason"] != "too_long"
-        )
-        pending = write_rows(folder / PENDING, EXAMPLES, waiting, size)
-        return {
-            "decisions": {
-                "accept": sum(decision.accepted for decision in decisions),
-                "reject": sum(not decision.accepted for decision in decisions),
-            },
-            "reasons": dict(Counter(decision.reason for decision in decisions).most_common()),
-            "outcomes": dict(Counter(label.outcome for label in labels).most_common()),
-            "answers": dict(
-                Counter(
-                    label.answer for label, decision in zip(labels, decisions, strict=True) if decision.accepted
-                ).most_common(50)
-            ),
-            "pending": pending,
-        }
+        return _write_decided(folder, decided(), job.recipe.generation.shard_size)
 
     return work
+
+
+def apply_review(selected: Stage, round_number: int, job: "Job") -> StageWork:
+    """The decided rows as a person left them. `job.reviewed`: JSON lines with round, id, and decision, answer or both.
+
+    A corrected answer is accepted unless the person rejects the row too.
+    """
+
+    def work(folder: Path, progress: Progress) -> dict[str, Any]:
+        edits: dict[str, dict[str, Any]] = {}
+        if job.reviewed is not None:
+            with job.reviewed.open(encoding="utf-8") as lines:
+                edits = {edit["id"]: edit for edit in map(json.loads, lines) if edit["round"] == round_number}
+        records = (_reviewed(record, edits.get(record["id"])) for record in read_rows(selected.folder / DECIDED))
+        facts = _write_decided(folder, records, job.recipe.generation.shard_size)
+        return facts | {"reviewed": len(edits)}
+
+    return work
+
+
+def _reviewed(record: dict[str, Any], edit: Mapping[str, Any] | None) -> dict[str, Any]:
+    if edit is None:
+        return record
+    answer = edit.get("answer")
+    corrected = {"answer": answer, "reply": answer} if answer is not None else {}
+    return record | corrected | {"decision": edit.get("decision") or "accept", "reason": REVIEWED}
+
+
+def _write_decided(folder: Path, records: Iterator[dict[str, Any]], shard_size: int) -> dict[str, Any]:
+    """Write the decided rows, and those that wait for the next round; returns their counts."""
+    decisions, reasons, outcomes, accepted = (Counter[str]() for _ in range(4))
+
+    def counted() -> Iterator[dict[str, Any]]:
+        for record in records:
+            decisions[record["decision"]] += 1
+            reasons[record["reason"]] += 1
+            outcomes[record["outcome"]] += 1
+            if record["decision"] == "accept":
+                accepted[record["answer"]] += 1
+            yield record
+
+    write_rows(folder / DECIDED, PSEUDO_LABELS, counted(), shard_size)
+    waiting = (
+        {**{key: record[key] for key in ("id", "line", "messages", "options")}, "reply": None}
+        for record in read_rows(folder / DECIDED)
+        if not settled(record)
+    )
+    return {
+        "decisions": {"accept": decisions["accept"], "reject": decisions["reject"]},
+        "reasons": dict(reasons.most_common()),
+        "outcomes": dict(outcomes.most_common()),
+        "answers": dict(accepted.most_common(50)),
+        "pending": write_rows(folder / PENDING, EXAMPLES, waiting, shard_size),
+    }
+
+
+def settled(record: Mapping[str, Any]) -> bool:
+    """Whether no later round asks the row again."""
+    return record["decision"] == "accept" or record["reason"] in ("too_long", REVIEWED)
 
 
 def train_round(
@@ -373,11 +428,11 @@ def _weight(record: Mapping[str, Any]) -> float:
     return float(record["vote_share"]) if math.isnan(probability) else probability
 
 
-def goes_on(rounds: Sequence[Round], recipe: Recipe) -> bool:
+def goes_on(rounds: Sequence[Round], job: "Job") -> bool:
     """Whether another round is worth it: rows are left, and the last round validated better than the one before."""
     if not rounds:
-        return True
-    if len(rounds) == recipe.rounds or not rounds[-1].selected.facts["pending"]:
+        return job.unlabeled is not None
+    if len(rounds) == job.recipe.rounds or not rounds[-1].selected.facts["pending"]:
         return False
     return len(rounds) == 1 or rounds[-1].validation_accuracy > rounds[-2].validation_accuracy
 

@@ -29,12 +29,15 @@ _STAGES = {
     "validation": "Validate SemiEvol",
     "sft-test": "Measure SFT",
     "semievol-test": "Measure SemiEvol",
+    "review": "Apply the review",
+    "publish": "Write adapter and report",
 }
 _PATH = re.compile(r"(?:round-(?P<round>\d+)/)?(?P<stage>.+?)(?:-(?P<shard>\d{5}))?")
 
 _REASONS = {
     "confident": "confident enough",
     "not_confident": "not confident enough",
+    "reviewed": "decided by a person",
     "drawn": "drawn at random",
     "not_drawn": "not drawn",
     "kept_all": "all rows kept",

@@ -40,12 +40,13 @@ def answer_shards(data: Path, output: Path, answers: str, shards: list[int], sha
     job = job_of(data, answers, shard_size)
     backend = LocalBackend(BASE, job.recipe)
     work = Workdir(output, job.identity(), FakeObserver())
-    prepared = stages.Prepared.of(work.stage("prepare", stages.prepare(job)))
+    stage = work.stage("prepare", stages.prepare(job))
+    prepared, pending = stages.Prepared.of(stage), stages.Pending.of(stage, job.recipe)
     sft = work.stage("warm-up", stages.warm_up(prepared, backend, job))
-    near = work.stage("neighbours", stages.find_neighbours(prepared, backend, prepared.unlabeled, job))
+    near = work.stage("neighbours", stages.find_neighbours(prepared, backend, pending, job))
     with stages.open_lazily(backend, sft) as generator:
         for shard in shards:
-            step = stages.generate_shard(prepared, generator, prepared.unlabeled, near, shard, 1, job)
+            step = stages.generate_shard(prepared, generator, pending, near, shard, 1, job)
             work.stage(f"generate-{shard}", step)
 
 
