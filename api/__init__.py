@@ -1,0 +1,1 @@
+"""The HTTP service. Imports no engine and no worker."""

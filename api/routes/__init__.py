@@ -1,0 +1,1 @@
+"""One module per kind of thing in the URL; a route is a few statements."""

@@ -1,0 +1,1 @@
+"""What routes do, as functions of a session and values."""

@@ -1,0 +1,1 @@
+"""Alembic migrations of the store's tables, for SQLite and PostgreSQL."""
