@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from store.database import now
 from store.ids import new_id
 from store.models import Job, JobEvent, Unit, WebhookDelivery, WebhookEndpoint
-from store.states import FINAL, JobStatus, UnitKind, sources
+from store.states import ACTIVE, FINAL, JobStatus, UnitKind, sources
 
 
 def add_event(
@@ -87,6 +87,6 @@ def pause(session: Session, job_id: str, message: str = "Paused") -> bool:
 def resume(session: Session, job_id: str, message: str = "Resumed") -> bool:
     """Go on where a paused job was."""
     before = session.execute(select(Job.resume_to).where(Job.id == job_id)).scalar_one_or_none()
-    target: JobStatus = before if before in ("validating_files", "queued", "running") else "queued"
+    target = next((status for status in ACTIVE if status == before), "queued")
     current = session.execute(select(Job.status).where(Job.id == job_id)).scalar_one_or_none()
     return current == "paused" and move(session, job_id, target, message, resume_to=None)
