@@ -87,6 +87,6 @@ def pause(session: Session, job_id: str, message: str = "Paused") -> bool:
 def resume(session: Session, job_id: str, message: str = "Resumed") -> bool:
     """Go on where a paused job was."""
     before = session.execute(select(Job.resume_to).where(Job.id == job_id)).scalar_one_or_none()
-    target = next((status for status in ACTIVE if status == before), "queued")
+    target: JobStatus = next((status for status in ACTIVE if status == before), "queued")
     current = session.execute(select(Job.status).where(Job.id == job_id)).scalar_one_or_none()
     return current == "paused" and move(session, job_id, target, message, resume_to=None)

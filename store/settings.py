@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(0.5, gt=0, description="How often an idle worker looks for ready units.")
     sweep_seconds: float = Field(15, gt=0, description="How often lost leases and unheard doorbells are looked for.")
     max_attempts: int = Field(5, gt=0, description="Attempts of a unit that infrastructure made fail.")
+    slots: int = Field(1, gt=0, description="Units that a polling worker does at once; one per GPU.")
+    checkpoint_seconds: float = Field(60, gt=0, description="Between two checkpoints of a training.")
+    cache_bytes: int = Field(50 * GIB, ge=0, description="Room for a worker's copies of remote objects.")
     threads: int = Field(0, ge=0, description="CPU threads of a runner; 0: as many as torch likes.")
     webhook_private_addresses: bool = Field(False, description="Whether webhooks may go to private addresses.")
     log_format: Literal["json", "text"] = "json"

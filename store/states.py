@@ -30,6 +30,11 @@ FINAL: Final = tuple(status for status, moves in JOB_MOVES.items() if not moves)
 ACTIVE: Final[tuple[JobStatus, ...]] = ("validating_files", "queued", "running")
 """Statuses in which workers take the job's units."""
 
+TASK: Final = "semievol.work"
+"""Name of the Celery task: look for ready units. It has no arguments."""
+QUEUES: Final[dict[str, str]] = {"cpu": "semievol-cpu", "gpu": "semievol-gpu"}
+"""The Celery queue of each kind of unit."""
+
 
 def sources(target: JobStatus) -> tuple[JobStatus, ...]:
     """The statuses that may move to `target`."""

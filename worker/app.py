@@ -1,0 +1,124 @@
+"""Workers under Celery: a message is a doorbell and nothing else; the database says what there is to do.
+
+Start: `celery -A worker.app worker --concurrency 1 --prefetch-multiplier 1 -Q semievol-gpu,semievol-cpu`, one worker
+for each GPU. Messages are acknowledged early: the row decides, so a lost one costs a sweep and a repeated one nothing.
+"""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from functools import cache
+from typing import Any
+
+import httpx
+from celery import Celery, signals
+from kombu import Queue  # type: ignore[attr-defined]
+from kombu.exceptions import OperationalError as BrokerError
+
+from store.database import Database
+from store.objects import open_objects
+from store.settings import Settings
+from store.states import QUEUES, TASK
+from worker import registry, sweep
+from worker.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+PR_SET_PDEATHSIG = 1
+STOPPING = multiprocessing.get_context("fork").Event()
+"""Set in the main process, seen in its pool child: a warm shutdown shall not wait for hours of work."""
+
+
+def _celery(settings: Settings) -> Celery:
+    made = Celery("semievol", broker=settings.broker_url)
+    made.conf.update(
+        task_ignore_result=True,
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={"socket_timeout": 5, "socket_connect_timeout": 5},
+        task_queues=[Queue(name) for name in QUEUES.values()],  # type: ignore[no-untyped-call]
+        task_default_queue=QUEUES["cpu"],
+    )
+    return made
+
+
+app = _celery(Settings())
+
+
+@cache
+def _parts() -> tuple[Settings, Database]:
+    """Of this process; made after the fork."""
+    settings = Settings()
+    return settings, Database(settings.database_url)
+
+
+def ring(kinds: set[str]) -> None:
+    """Tell the queues of these kinds. With the broker away nothing is lost: a sweep rings again."""
+    for kind in kinds:
+        try:
+            app.send_task(TASK, queue=QUEUES[kind], retry=False)
+        except (BrokerError, OSError) as error:
+            log.warning("the doorbell of %s is not heard: %s", kind, error)
+
+
+@app.task(name=TASK)  # type: ignore[untyped-decorator]
+def work() -> None:
+    """Do ready units of the queues that this worker serves until there are none."""
+    settings, database = _parts()
+    kinds = _kinds()
+    supervisor = Supervisor(settings, database, open_objects(settings), ring, STOPPING.is_set)
+    while not STOPPING.is_set() and supervisor.work_once(kinds):
+        pass
+
+
+def _kinds() -> tuple[str, ...]:
+    served = set(app.amqp.queues.consume_from)
+    return tuple(kind for kind, queue in QUEUES.items() if queue in served)
+
+
+@signals.worker_process_init.connect  # type: ignore[untyped-decorator]
+def _child_starts(**_: Any) -> None:
+    """A pool child does not outlive its main process, and its runner does not outlive it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _, database = _parts()
+    with database.write() as session:
+        registry.register(session, registry.worker_id(), _kinds())
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def _main_is_ready(**_: Any) -> None:
+    """Sweep beside the pool, and end what an earlier worker of this machine left."""
+    settings = Settings()
+    database = Database(settings.database_url)
+    database.check()
+    with database.write() as session:
+        registry.end_leftovers(session)
+    stopping = threading.Event()
+    signals.worker_shutting_down.connect(lambda **_: stopping.set(), weak=False)
+
+    def seen() -> None:
+        with database.write() as session:
+            registry.register(session, registry.worker_id(), _kinds())
+
+    looking = sweep.Sweep(settings, database, open_objects(settings), ring, httpx.Client())
+    threading.Thread(target=sweep.run, args=(looking, stopping, seen), daemon=True, name="sweep").start()
+
+
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _main_ends(**_: Any) -> None:
+    STOPPING.set()
+
+
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def _log(**_: Any) -> None:
+    logging.basicConfig(
+        level=os.environ.get("LOGLEVEL", "INFO"), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )

@@ -1,0 +1,255 @@
+"""What a supervisor writes: the start of a unit, its stages, its end, and the units that may come next.
+
+Each function is part of one transaction of the caller.
+"""
+
+import math
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from semievol.prompts import question_of
+from semievol.stages import DECIDED
+from semievol.tables import example_of, read_rows
+from semievol.wording import stage_label
+from store import jobs, pseudo_labels, units
+from store.database import now
+from store.ids import new_id
+from store.models import File, FineTunedModel, Job, StageRow, Unit
+from store.objects import ObjectStore
+from store.pseudo_labels import LabelRow
+from store.states import FINAL, UnitKind
+from store.units import Claim
+from worker import artifacts
+from worker.plan import EXPORT, REVIEW, SELECT, Committed, JobSpec, next_steps
+
+MAX_LOSS_EVENTS = 50
+MAX_OWN_FAILURES = 2
+"""Attempts that may end in an error nobody foresaw before the job fails with it."""
+
+
+def spec_of(session: Session, job: Job) -> JobSpec:
+    """The job as plan and runner see it."""
+    rows = session.scalars(select(StageRow).where(StageRow.job_id == job.id).order_by(StageRow.number))
+    return JobSpec(
+        job_id=job.id,
+        model=job.model_source["source"],
+        revision=job.model_source.get("revision"),
+        recipe=job.recipe,
+        seed=job.seed,
+        inputs=job.inputs,
+        review=job.review,
+        reviewed=job.reviewed_sha256,
+        stages={row.name: Committed(row.facts, row.files, row.seconds) for row in rows},
+    )
+
+
+def begin(session: Session, claim: Claim) -> JobSpec:
+    """A unit was claimed: the job runs."""
+    job = session.get_one(Job, claim.job_id)
+    if claim.name != "prepare":
+        jobs.move(
+            session, job.id, "running", "Fine-tuning job started", started_at=func.coalesce(Job.started_at, now())
+        )
+    if claim.attempt > 1:
+        jobs.add_event(session, job.id, f"{claim.name}: attempt {claim.attempt}", data={"unit": claim.name})
+    return spec_of(session, job)
+
+
+def commit_stage(
+    session: Session,
+    claim: Claim,
+    objects: ObjectStore,
+    *,
+    stage: str,
+    facts: dict[str, Any],
+    seconds: float,
+    files: dict[str, Any],
+) -> None:
+    """A stage is done; its objects are safe. Again is a no-op. The caller holds the unit."""
+    if session.get(StageRow, (claim.job_id, stage)) is not None:
+        return
+    number = session.scalar(select(func.count()).where(StageRow.job_id == claim.job_id)) or 0
+    session.add(
+        StageRow(
+            job_id=claim.job_id,
+            name=stage,
+            unit_id=claim.unit_id,
+            number=number + 1,
+            seconds=seconds,
+            facts=facts,
+            files=files,
+        )
+    )
+    session.execute(update(Unit).where(Unit.id == claim.unit_id).values(checkpoint=None))
+    session.flush()
+    if stage.endswith(SELECT):
+        _load_labels(session, claim, objects, stage, files[DECIDED]["sha256"])
+    _tell_losses(session, claim.job_id, stage, facts)
+    short = {key: value for key, value in facts.items() if key in ("rows", "steps", "tokens", "accuracy", "decisions")}
+    jobs.add_event(
+        session, claim.job_id, f"{stage_label(stage)}: done in {seconds:.1f} s", data={"stage": stage, **short}
+    )
+
+
+def note_checkpoint(session: Session, claim: Claim, checkpoint: dict[str, Any]) -> None:
+    """A training can go on from here. The caller holds the unit."""
+    session.execute(update(Unit).where(Unit.id == claim.unit_id).values(checkpoint=checkpoint))
+
+
+def finish_unit(session: Session, claim: Claim) -> set[str]:
+    """The unit is done: what may run next becomes units. Returns their kinds.
+
+    Takes the job's row first, so that of two units that end together the second sees the first.
+    """
+    job = session.scalars(select(Job).where(Job.id == claim.job_id).with_for_update()).one()
+    if not units.finish(session, claim) or job.status in FINAL:
+        return set()
+    if claim.name == "prepare":
+        jobs.move(session, job.id, "queued", "Files validated, the job waits for a worker")
+    steps = next_steps(spec_of(session, job))
+    if not steps:
+        _succeed(session, job)
+        return set()
+    known = set(session.scalars(select(Unit.name).where(Unit.job_id == job.id)))
+    kinds: set[str] = set()
+    for name in dict.fromkeys(step.unit for step in steps if step.unit not in known):
+        kind: UnitKind = "gpu" if any(step.gpu for step in steps if step.unit == name) else "cpu"
+        waiting = name.endswith(REVIEW)
+        jobs.add_unit(session, job.id, name, kind, waiting=waiting)
+        if waiting:
+            jobs.add_event(session, job.id, "Waiting for review of the pseudo-labels", data={"review": "waiting"})
+        else:
+            kinds.add(kind)
+    return kinds
+
+
+def give_back(session: Session, claim: Claim, reason: str) -> None:
+    """We were asked to stop. The attempt is charged to nobody."""
+    if reason == "over":
+        units.cancel(session, claim)
+    else:
+        units.release(session, claim)
+
+
+def unit_failed(session: Session, claim: Claim, error: dict[str, Any], max_attempts: int) -> set[str]:
+    """The runner told an error. The job's own fault ends the job; what nobody foresaw is tried again a few times."""
+    failed = session.scalar(select(Unit.failed).where(Unit.id == claim.unit_id)) or 0
+    if error["own"] or failed + 1 >= min(MAX_OWN_FAILURES, max_attempts):
+        if units.fail(session, claim):
+            _fail(session, claim.job_id, error["code"], error["message"], error.get("param"))
+        return set()
+    return _again(session, claim, f"{error['code']}: {error['message']}", failed=Unit.failed + 1)
+
+
+def runner_lost(session: Session, claim: Claim, status: int, log: str, max_attempts: int) -> set[str]:
+    """The runner ended without a word: killed, or its engine died."""
+    lost = session.scalar(select(Unit.lost).where(Unit.id == claim.unit_id)) or 0
+    cause = f"signal {status - 128}" if status > 128 else f"status {status}"
+    if lost + 1 >= max_attempts:
+        if units.fail(session, claim):
+            _fail(session, claim.job_id, "worker_lost", f"{claim.name} ended {lost + 1} times without a word ({cause})")
+        return set()
+    return _again(session, claim, f"the runner ended with {cause}", lost=Unit.lost + 1)
+
+
+def fail_worn_out(session: Session, unit_id: str, job_id: str, lost: int, max_attempts: int) -> bool:
+    """Fail the job of a unit whose lease was lost too often; tells whether it was."""
+    if lost < max_attempts:
+        return False
+    session.execute(update(Unit).where(Unit.id == unit_id, Unit.state == "ready").values(state="failed"))
+    _fail(session, job_id, "worker_lost", f"its worker was lost {lost} times; see the workers' logs")
+    return True
+
+
+def _again(session: Session, claim: Claim, why: str, **charged: Any) -> set[str]:
+    if not units.release(session, claim, **charged):
+        return set()
+    jobs.add_event(
+        session, claim.job_id, f"{claim.name} will be tried again: {why}", level="warn", data={"unit": claim.name}
+    )
+    return {claim.kind}
+
+
+def _fail(session: Session, job_id: str, code: str, message: str, param: str | None = None) -> None:
+    error = {"code": code, "message": message.replace("\0", ""), "param": param}
+    jobs.move(session, job_id, "failed", f"The job failed: {error['message']}", error=error)
+
+
+def _succeed(session: Session, job: Job) -> None:
+    """The last unit ended: the adapter gets a name, the results become files."""
+    exported = session.get_one(StageRow, (job.id, EXPORT))
+    for name in artifacts.RESULTS:
+        entry = exported.files.get(name)
+        if entry is not None:
+            result = File(
+                id=new_id("file-"),
+                project_id=job.project_id,
+                job_id=job.id,
+                filename=name,
+                purpose="fine-tune-results",
+                bytes=entry["bytes"],
+                sha256=entry["sha256"],
+                status="processed",
+            )
+            session.add(result)
+            session.flush()
+    model = model_id(job)
+    session.add(FineTunedModel(id=model, project_id=job.project_id, job_id=job.id, base=job.model))
+    session.flush()
+    jobs.move(
+        session,
+        job.id,
+        "succeeded",
+        "The job has successfully completed",
+        fine_tuned_model=model,
+        trained_tokens=exported.facts["trained_tokens"],
+    )
+
+
+def model_id(job: Job) -> str:
+    """ft:<base>:<suffix>:<id>, without a slash."""
+    base = re.sub(r"[^\w.-]+", "-", job.model)
+    suffix = re.sub(r"[^\w.-]+", "-", job.suffix or "semievol")
+    return f"ft:{base}:{suffix}:{job.id.removeprefix('ftjob-')[:8]}"
+
+
+def _tell_losses(session: Session, job_id: str, stage: str, facts: dict[str, Any]) -> None:
+    losses = facts.get("losses") or []
+    every = max(1, math.ceil(len(losses) / MAX_LOSS_EVENTS))
+    for step, loss in losses[::every]:
+        data = {"stage": stage, "step": step, "total_steps": facts["steps"], "train_loss": loss}
+        message = f"{stage_label(stage)}: step {step}/{facts['steps']}, loss {loss:.4f}"
+        jobs.add_event(session, job_id, message, kind="metrics", data=data)
+
+
+def _load_labels(session: Session, claim: Claim, objects: ObjectStore, stage: str, sha256: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, DECIDED)
+        objects.fetch(sha256, path)
+        round_number = int(stage.removeprefix("round-").partition("/")[0])
+        pseudo_labels.load(session, claim.job_id, round_number, _labels(path))
+
+
+def _labels(path: Path) -> Iterator[LabelRow]:
+    for record in read_rows(path):
+        yield LabelRow(
+            line=record["line"],
+            row_id=record["id"],
+            question=question_of(example_of({**record, "reply": None}).prompt),
+            answer=record["answer"],
+            reply=record["reply"],
+            decision=record["decision"],
+            reason=record["reason"],
+            outcome=record["outcome"],
+            confidence=record["confidence"],
+            probability=record["probability"],
+            vote_share=record["vote_share"],
+            entropy=record["entropy"],
+            answer_entropy=record["answer_entropy"],
+        )

@@ -1,0 +1,231 @@
+"""One unit of a job, in a process of its own: `python -m worker.runner SPEC`. Only this imports torch or an engine.
+
+It reads a spec, fetches what its steps need, does them, puts what they leave into the object store, and tells the
+supervisor on a pipe. It has no database.
+"""
+
+import errno
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from semievol.errors import DataError, SemiEvolError
+from semievol.pipeline import Job, Step
+from semievol.ports import Backend
+from semievol.workdir import Stage
+from store.objects import open_objects
+from store.settings import Settings
+from worker import plan
+from worker.cache import Cache, store_folder
+from worker.messages import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Pipe, read_spec
+
+PROGRESS_SECONDS = 0.5
+PARAMETERS = {
+    "labeled": "training_file",
+    "unlabeled": "semievol.unlabeled_file",
+    "validation": "validation_file",
+    "test": "semievol.test_file",
+}
+"""Where the request names the file of a role."""
+
+
+class Stopped(BaseException):
+    """The supervisor asked us to stop (SIGTERM). No `Exception`, so that no library swallows it."""
+
+
+class Stop:
+    """SIGTERM as a flag inside training, which stops at a checkpoint, and as an exception everywhere else."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.deferred = False
+
+    def listen(self) -> None:
+        """From now on."""
+        signal.signal(signal.SIGTERM, self._heard)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        if not self.deferred:
+            raise Stopped
+
+
+class TrainingCheckpoints:
+    """The port `Checkpoints` over the object store: the last checkpoint of the stage that trains."""
+
+    def __init__(self, runner: "Runner", every_seconds: float) -> None:
+        self.runner, self.every_seconds = runner, every_seconds
+        self.saved = time.monotonic()
+
+    def restore(self) -> Path | None:
+        """See `ports.Checkpoints`. Only the stage that wrote a checkpoint goes on from it."""
+        self.runner.stop.deferred = True  # from here on a stop waits for the next step
+        known = self.runner.checkpoint
+        if known is None or known["stage"] != self.runner.current:
+            return None
+        folder = self.runner.scratch / "checkpoint" / f"checkpoint-{known['step']}"
+        shutil.rmtree(folder, ignore_errors=True)
+        self.runner.cache.place_all(known["files"], folder)
+        return folder
+
+    def due(self, step: int) -> bool:
+        """See `ports.Checkpoints`."""
+        return self.runner.stop.asked or time.monotonic() - self.saved > self.every_seconds
+
+    def save(self, folder: Path, step: int) -> None:
+        """See `ports.Checkpoints`. Raises Stopped after the checkpoint is safe, if we were asked to stop."""
+        files = store_folder(folder, self.runner.cache.objects)
+        self.runner.pipe.tell("checkpoint", stage=self.runner.current, step=step, files=files)
+        self.saved = time.monotonic()
+        if self.runner.stop.asked:
+            raise Stopped
+
+
+class Runner:
+    """The steps of one unit, one after the other."""
+
+    def __init__(self, spec: plan.JobSpec, more: dict[str, Any], settings: Settings, pipe: Pipe) -> None:
+        self.spec, self.pipe = spec, pipe
+        self.unit: str = more["unit"]
+        self.scratch = Path(more["scratch"])
+        self.checkpoint: dict[str, Any] | None = more["checkpoint"]
+        self.checkpoint_seconds = settings.checkpoint_seconds
+        self.cache = Cache(open_objects(settings), settings.data / "cache", settings.cache_bytes)
+        self.stop = Stop()
+        self.current = ""
+        self.told_at = 0.0
+        self.stages = {
+            name: Stage(self.scratch / "stages" / name, known.facts, known.seconds)
+            for name, known in spec.stages.items()
+        }
+
+    def run(self) -> None:
+        """Do the unit's steps that are not done. Raises SemiEvolError, Stopped, and what else goes wrong."""
+        self.stop.listen()
+        job = self.spec.job(self._inputs())
+        late: Any = _Late(lambda: self._backend(job))
+        while True:
+            steps = plan.plan(job, late)
+            try:
+                mine = [step for step in plan.ready(steps, self.stages) if step.unit == self.unit]
+                if not mine:
+                    return
+                for step in mine:
+                    self._do(step)
+            finally:
+                steps.close()
+
+    def _inputs(self) -> dict[str, Path]:
+        """The files that users gave, for the unit that reads them."""
+        files = {}
+        if self.unit == "prepare":
+            for role, entry in self.spec.inputs.items():
+                path = self.scratch / "inputs" / role
+                self.cache.place(entry["sha256"], path)
+                files[role] = path.rename(path.with_suffix(suffix_of(entry["filename"], path)))
+        if self.spec.reviewed is not None and self.unit.endswith(plan.REVIEW):
+            files["reviewed"] = self.scratch / "inputs" / "reviewed.jsonl"
+            self.cache.place(self.spec.reviewed, files["reviewed"])
+        return files
+
+    def _backend(self, job: Job) -> Backend:
+        self.pipe.tell("loading")
+        from semievol.backends.local import LocalBackend  # noqa: PLC0415  -- torch, which other units do not need
+
+        return LocalBackend(job.model, job.recipe, TrainingCheckpoints(self, self.checkpoint_seconds))
+
+    def _do(self, step: Step) -> None:
+        for stage in step.needs:
+            self._place(stage)
+        self.current, folder = step.name, self.scratch / "stages" / step.name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self.pipe.tell("started", stage=step.name)
+        started = time.monotonic()
+        facts = dict(step.work(folder, self._progress))
+        self.stop.deferred = False
+        if self.stop.asked:
+            raise Stopped
+        seconds = round(time.monotonic() - started, 3)
+        self.pipe.tell(
+            "committed", stage=step.name, facts=facts, seconds=seconds, files=store_folder(folder, self.cache.objects)
+        )
+        self.stages[step.name] = Stage(folder, facts, seconds)
+
+    def _place(self, stage: Stage) -> None:
+        name = stage.folder.relative_to(self.scratch / "stages").as_posix()
+        if not stage.folder.exists():
+            self.cache.place_all(self.spec.stages[name].files, stage.folder)
+
+    def _progress(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.told_at >= PROGRESS_SECONDS or done == total:
+            self.told_at = now
+            self.pipe.tell("progress", stage=self.current, done=done, total=total)
+
+
+class _Late:
+    """A backend that is built when it is first used: units without a model never build one."""
+
+    def __init__(self, build: Callable[[], Backend]) -> None:
+        self._build = cache(build)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._build(), name)
+
+
+def _in_users_words(error: SemiEvolError, spec: plan.JobSpec) -> dict[str, str | None]:
+    """Message and parameter of an error, with the user's file names instead of ours."""
+    if not isinstance(error, DataError):
+        return {"message": str(error), "param": None}
+    role = Path(error.path).stem
+    shown = DataError(spec.inputs.get(role, {}).get("filename", role), error.problems, error.total)
+    return {"message": str(shown), "param": PARAMETERS.get(role)}
+
+
+def suffix_of(filename: str, path: Path) -> str:
+    """The ending that says how a file is read: its own, else what its first byte looks like."""
+    ending = re.search(r"\.(jsonl|ndjson|csv)$", filename, re.IGNORECASE)
+    if ending:
+        return ending[0].lower()
+    with path.open("rb") as file:
+        return ".jsonl" if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") else ".csv"
+
+
+def main(spec_path: str) -> int:
+    """Do the unit of the spec; see `messages` for the exit status."""
+    pipe = Pipe(os.dup(1))
+    os.dup2(2, 1)  # what libraries print goes to the log, not among the messages
+    try:
+        spec, more = read_spec(Path(spec_path))
+        Runner(spec, more, Settings(), pipe).run()
+    except Stopped:
+        return EXIT_STOPPED
+    except SemiEvolError as error:
+        pipe.tell("error", code=error.code, own=True, **_in_users_words(error, spec))
+        return EXIT_FAILED
+    except OSError as error:
+        traceback.print_exc()
+        code = "disk_full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "io_error"
+        pipe.tell("error", code=code, message=str(error), own=False)
+        return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001  -- the outermost frame
+        traceback.print_exc()
+        out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        code = "out_of_memory" if out_of_memory else "internal_error"
+        pipe.tell("error", code=code, message=f"{type(error).__name__}: {error}", own=out_of_memory)
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

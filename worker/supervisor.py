@@ -1,0 +1,288 @@
+"""Owns one unit under a lease: claims it, runs it in another process, keeps the lease, commits what comes out.
+
+Thin on purpose: it imports no engine, and every word it writes to the database names the unit's lease token.
+"""
+
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import OperationalError
+
+from store import units
+from store.database import Database
+from store.objects import ObjectStore
+from store.settings import Settings
+from store.states import ACTIVE, FINAL
+from store.units import Claim
+from worker import commits, registry
+from worker.messages import EXIT_DONE, EXIT_STOPPED, write_spec
+from worker.plan import JobSpec
+
+BEAT_SECONDS = 1.0
+"""How often progress is written and the job's status is read, at most."""
+LOG_TAIL_BYTES = 2000
+GUARDIAN = Path(__file__).with_name("guardian.py")
+ROOT = Path(__file__).resolve().parent.parent
+
+Ring = Callable[[set[str]], None]
+"""Wakes workers for units of these kinds."""
+
+
+class LeaseLost(Exception):
+    """Somebody else owns the unit now, or may: stop at once and write nothing."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a runner ended. `error`: what it said."""
+
+    status: int
+    error: dict[str, Any] | None
+    log: str
+
+
+@dataclass(slots=True)
+class Progress:
+    """The latest word of the runner, written with the next beat."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Supervisor:
+    """Does units one at a time. `stopping` says that this worker shall end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        objects: ObjectStore,
+        ring: Ring,
+        stopping: Callable[[], bool],
+        slot: int = 0,
+    ) -> None:
+        self.settings, self.database, self.objects, self.ring = settings, database, objects, ring
+        self.stopping = stopping
+        self.worker_id = registry.worker_id(slot)
+        self.beat = min(BEAT_SECONDS, settings.lease_seconds / 3)
+
+    def work_once(self, kinds: Sequence[str]) -> bool:
+        """Take a ready unit and do it; False if there was none."""
+        with self.database.write() as session:
+            claim = units.claim(session, self.worker_id, kinds, self.settings.lease_seconds)
+            if claim is None:
+                return False
+            spec = commits.begin(session, claim)
+        attempt = Attempt(self, claim, spec)
+        try:
+            attempt.run()
+        except LeaseLost:
+            attempt.kill()
+        finally:
+            attempt.clean_up()
+        return True
+
+
+class Attempt:
+    """One claim of one unit, from spawn to the last word in the database."""
+
+    def __init__(self, supervisor: Supervisor, claim: Claim, spec: JobSpec) -> None:
+        self.supervisor, self.claim, self.spec = supervisor, claim, spec
+        self.settings, self.database = supervisor.settings, supervisor.database
+        self.scratch = self.settings.data / "scratch" / f"{claim.unit_id}-{claim.token[:8]}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.progress = Progress()
+        self.error: dict[str, Any] | None = None
+        self.stop_asked_at: float | None = None
+        self.stop_reason = ""
+        self.kill_after = 0.0
+        self.owned_until = time.monotonic() + self.settings.lease_seconds
+
+    # --- the runner's process
+
+    def run(self) -> None:
+        """Run the unit to its end. Raises LeaseLost."""
+        process = self._spawn()
+        self._record_runner(process)
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        lines = _Lines(process.stdout.fileno())
+        next_beat = 0.0
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while not lines.ended:
+                if selector.select(timeout=self.supervisor.beat / 2):
+                    for message in lines.read():
+                        self._hear(message)
+                if time.monotonic() >= next_beat:
+                    self._beat()
+                    next_beat = time.monotonic() + self.supervisor.beat
+                self._kill_if_late()
+        status = process.wait()
+        self._conclude(Outcome(status, self.error, self._log_tail()))
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        self.scratch.mkdir(parents=True)
+        spec_path = self.scratch / "spec.json"
+        write_spec(
+            spec_path, self.spec, unit=self.claim.name, scratch=str(self.scratch), checkpoint=self.claim.checkpoint
+        )
+        command = [sys.executable, "-S", str(GUARDIAN), sys.executable, "-m", "worker.runner", str(spec_path)]
+        with (self.scratch / "runner.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.scratch,
+                env=_environment(self.settings),
+            )
+        return self.process
+
+    def _record_runner(self, process: subprocess.Popen[bytes]) -> None:
+        with self.database.write() as session:
+            registry.record_runner(session, self.supervisor.worker_id, self.claim.unit_id, process.pid)
+
+    def kill(self) -> None:
+        """End the whole process group now."""
+        process = self.process
+        if process is not None and process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def clean_up(self) -> None:
+        """Leave neither processes nor scratch files."""
+        self.kill()
+        if self.process is not None:
+            for stream in (self.process.stdin, self.process.stdout):
+                if stream is not None:
+                    stream.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        with self.database.write() as session:
+            registry.record_runner(session, self.supervisor.worker_id, None, None)
+
+    def _ask_to_stop(self, reason: str, grace_seconds: float) -> None:
+        if self.stop_asked_at is None and self.process is not None:
+            self.stop_asked_at, self.stop_reason, self.kill_after = time.monotonic(), reason, grace_seconds
+            self.process.send_signal(signal.SIGTERM)
+
+    def _kill_if_late(self) -> None:
+        if self.stop_asked_at is not None and time.monotonic() - self.stop_asked_at > self.kill_after:
+            self.kill()
+        if time.monotonic() > self.owned_until:
+            raise LeaseLost
+
+    def _log_tail(self) -> str:
+        with (self.scratch / "runner.log").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            return log.read().decode(errors="replace")
+
+    # --- what it says
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        kind = message.pop("kind")
+        if kind == "progress":
+            self.progress.values = message
+        elif kind == "started":
+            self.progress.values = {**message, "done": 0, "total": 0}
+        elif kind == "committed":
+            self._fenced(lambda session: commits.commit_stage(session, self.claim, self.supervisor.objects, **message))
+        elif kind == "checkpoint":
+            self._fenced(lambda session: commits.note_checkpoint(session, self.claim, message))
+        elif kind == "error":
+            self.error = message
+
+    def _fenced(self, write: Callable[[Any], None]) -> None:
+        with self.database.write() as session:
+            if not units.hold(session, self.claim):
+                raise LeaseLost
+            write(session)
+
+    # --- the lease
+
+    def _beat(self) -> None:
+        """Renew, write progress, and hear what became of the job. Raises LeaseLost."""
+        asked_at = time.monotonic()
+        try:
+            with self.database.write() as session:
+                status = units.renew(session, self.claim, self.settings.lease_seconds, **self.progress.values)
+        except OperationalError:  # unknown is not lost: go on until our own clock says that the lease has ended
+            return
+        if status is None:
+            raise LeaseLost
+        self.owned_until = asked_at + 0.9 * self.settings.lease_seconds
+        if status in FINAL:
+            self._ask_to_stop("over", min(self.settings.grace_seconds, 4))
+        elif status not in ACTIVE:
+            self._ask_to_stop("paused", self.settings.grace_seconds)
+        elif self.supervisor.stopping():
+            self._ask_to_stop("worker", self.settings.grace_seconds)
+
+    # --- the end
+
+    def _conclude(self, outcome: Outcome) -> None:
+        rings: set[str] = set()
+        with self.database.write() as session:
+            if outcome.status == EXIT_DONE:
+                rings = commits.finish_unit(session, self.claim)
+            elif self.stop_reason:
+                commits.give_back(session, self.claim, self.stop_reason)
+                rings = {self.claim.kind}
+            elif outcome.error is not None and outcome.status != EXIT_STOPPED:
+                rings = commits.unit_failed(session, self.claim, outcome.error, self.settings.max_attempts)
+            else:
+                rings = commits.runner_lost(
+                    session, self.claim, outcome.status, outcome.log, self.settings.max_attempts
+                )
+        if rings:
+            self.supervisor.ring(rings)
+
+
+class _Lines:
+    """JSON lines from a pipe that does not block."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle, self.rest, self.ended = handle, b"", False
+
+    def read(self) -> list[dict[str, Any]]:
+        try:
+            chunk = os.read(self.handle, 1 << 20)
+        except BlockingIOError:
+            return []
+        self.ended = not chunk
+        *lines, self.rest = (self.rest + chunk).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """What a runner sees: the settings' own names, and an engine that fetches nothing."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "SEMIEVOL_DATA": str(settings.data),
+        "SEMIEVOL_OBJECTS": settings.objects,
+        "SEMIEVOL_CHECKPOINT_SECONDS": str(settings.checkpoint_seconds),
+        "SEMIEVOL_DATABASE_URL": "sqlite://",  # a runner has no business in the database
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TQDM_DISABLE": "1",
+    }
+    environment.pop("SEMIEVOL_BROKER_URL", None)
+    if settings.s3_endpoint:
+        environment["SEMIEVOL_S3_ENDPOINT"] = settings.s3_endpoint
+    if settings.threads:
+        environment["OMP_NUM_THREADS"] = str(settings.threads)
+    return environment
