@@ -8,6 +8,7 @@ wrong pseudo-labels have the effects they have on a real model, in microseconds.
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -162,6 +163,32 @@ def read_memory(adapter: Path) -> list[tuple[str, str, float]]:
     """What a fake adapter was trained on: (question, reply, weight)."""
     content = json.loads((adapter / _MEMORY).read_text(encoding="utf-8"))
     return [(question, reply, weight) for question, reply, weight in content["memory"]]
+
+
+@dataclass
+class FakeCheckpoints:
+    """The `Checkpoints` port: a folder with a copy of the newest. `stop_at`: the step to stop the training after."""
+
+    folder: Path
+    every: int = 1
+    stop_at: int | None = None
+    saved: list[int] = field(default_factory=list)
+
+    def restore(self) -> Path | None:
+        """See `ports.Checkpoints`."""
+        return self.folder if self.folder.exists() else None
+
+    def due(self, step: int) -> bool:
+        """See `ports.Checkpoints`."""
+        return step % self.every == 0 or step == self.stop_at
+
+    def save(self, folder: Path, step: int) -> None:
+        """See `ports.Checkpoints`. Raises KeyboardInterrupt at `stop_at`."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(folder, self.folder)
+        self.saved.append(step)
+        if step == self.stop_at:
+            raise KeyboardInterrupt
 
 
 class FakeEmbedder:

@@ -63,13 +63,15 @@ def render_html(report: Report) -> str:
         "whole": lambda text: text.replace(" %", "\u00a0%"),
     }
     base = report["provenance"]["inputs"]["model"]
+    differing = report.get("differs_from_paper", {})
     return environment.get_template("report.html").render(
         report=report,
         wording=wording,
+        evolves=wording.evolves(report),
         answers=answer_shares(report),
         losses=loss_chart(report),
         seconds=wording.stage_seconds(report),
-        differences={name: pair for name, pair in report["differs_from_paper"].items() if name != "preset"},
+        differences={name: pair for name, pair in differing.items() if name != "preset"},
         provenance=provenance(report),
         load="\n".join(wording.load_lines(base, "adapter")),
         serve=" \\\n  ".join(wording.serve_command(report, base, "adapter")),
@@ -77,9 +79,9 @@ def render_html(report: Report) -> str:
 
 
 def answer_shares(report: Report) -> list[AnswerShare]:
-    """The labeled mix of answers beside that of the accepted rows; empty where the task is not closed."""
+    """The labeled mix of answers beside that of the accepted rows; empty without both or where the task is open."""
     labeled = Counter[str](report["answer_mix"])
-    if not labeled:
+    if not labeled or not wording.evolves(report):
         return []
     accepted = Counter[str]()
     for one in report["rounds"][: report["best_round"]]:
@@ -100,8 +102,8 @@ def answer_shares(report: Report) -> list[AnswerShare]:
 
 
 def loss_chart(report: Report) -> LossChart | None:
-    """Both trainings over the same axes; None where no loss was logged."""
-    trainings = {key: report["training"][key] for key in TRAININGS if report["training"][key].get("losses")}
+    """The trainings over the same axes; None where no loss was logged."""
+    trainings = {key: one for key, one in report["training"].items() if one.get("losses")}
     if not trainings:
         return None
     steps = max(step for one in trainings.values() for step, _ in one["losses"])

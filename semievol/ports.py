@@ -99,6 +99,25 @@ class Trainer(Protocol):
         ...
 
 
+class Checkpoints(Protocol):
+    """Keeps the last checkpoint of one training, so that a later attempt goes on from it."""
+
+    def restore(self) -> Path | None:
+        """Folder of the newest whole checkpoint; None to start at the beginning. The trainer only reads it.
+
+        The trainer starts at the beginning too if a file is missing or changed, or if it is another training's.
+        """
+        ...
+
+    def due(self, step: int) -> bool:
+        """Asked after every optimizer step, counted from 1; True: write a checkpoint now."""
+        ...
+
+    def save(self, folder: Path, step: int) -> None:
+        """Takes a whole checkpoint; the folder is gone afterwards. What it raises ends the training."""
+        ...
+
+
 class Embedder(Protocol):
     """Turns texts into vectors whose dot product is their similarity."""
 

@@ -17,18 +17,16 @@ def show(report: Report, output: Path, console: Console) -> None:
     console.print()
     console.print(accuracy_table(report))
     _say(console, wording.measured_on(report))
-    _say(console, wording.flips(report))
-    if steps := wording.steps(report):
-        _say(console, steps)
+    for told in (wording.flips(report), wording.steps(report)):
+        if told:
+            _say(console, told)
     console.print()
     _say(console, wording.delivered(report), style="bold")
     if caution := wording.caution(report):
         _say(console, f"Caution: {caution}", style="yellow")
     console.print()
-    _say(console, wording.decisions(report))
-    for reason, number in wording.reasons(report):
-        _say(console, f"  {number:>9,}  {reason}")
-    console.print()
+    if wording.evolves(report):
+        _show_decisions(report, console)
     seconds = wording.stage_seconds(report)
     _say(console, f"Time: {wording.duration(sum(taken for _, taken in seconds))}")
     for label, taken in seconds:
@@ -38,16 +36,23 @@ def show(report: Report, output: Path, console: Console) -> None:
 
 
 def accuracy_table(report: Report) -> Table:
-    """Base, SFT and SemiEvol with their intervals."""
+    """The measured models with their intervals."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for column in ("Accuracy", "95 % interval", "Rows"):
         table.add_column(column, justify="right")
-    for key, name in wording.MODELS.items():
+    for key, name in wording.models(report):
         accuracy: dict[str, Any] = report["accuracy"][key]
         figures = (wording.percent(accuracy["value"]), wording.interval(accuracy), f"{accuracy['n']:,}")
         table.add_row(name, *figures, style="bold" if key == report["delivered"] else "")
     return table
+
+
+def _show_decisions(report: Report, console: Console) -> None:
+    _say(console, wording.decisions(report))
+    for reason, number in wording.reasons(report):
+        _say(console, f"  {number:>9,}  {reason}")
+    console.print()
 
 
 def _show_files(report: Report, output: Path, console: Console) -> None:
@@ -58,7 +63,8 @@ def _show_files(report: Report, output: Path, console: Console) -> None:
         ("Report", "report.html"),
         ("Figures", "report.json"),
     ):
-        _say(console, f"{label + ':':<14} {output / name}")
+        if label != "Pseudo-labels" or wording.evolves(report):
+            _say(console, f"{label + ':':<14} {output / name}")
     console.print()
     _say(console, "Load the adapter in Python:")
     for line in wording.load_lines(base, adapter):

@@ -11,7 +11,7 @@ from typing import Any
 Report = Mapping[str, Any]
 
 MODELS = {"base": "Base model", "sft": "SFT (labels only)", "semievol": "SemiEvol"}
-"""The rows of the accuracy table, in order."""
+"""The rows of the accuracy table, in order; plain fine-tuning has no last one."""
 FEW_VALIDATION_ROWS = 50
 """Below this a 95 % interval is wider than 13 points each way, so a choice between two adapters needs a caution."""
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -108,9 +108,23 @@ def count(number: int, noun: str) -> str:
 # --- the verdict ------------------------------------------------------------------------------------------------------
 
 
+def evolves(report: Report) -> bool:
+    """Whether unlabeled rows were learned from; without them a run is plain fine-tuning."""
+    return "semievol" in report["accuracy"]
+
+
+def models(report: Report) -> list[tuple[str, str]]:
+    """Key and name of each model that was measured, in order."""
+    return [(key, name) for key, name in MODELS.items() if key in report["accuracy"]]
+
+
 def headline(report: Report) -> str:
     """The outcome in one sentence."""
-    sft, evolved = report["accuracy"]["sft"], report["accuracy"]["semievol"]
+    sft = report["accuracy"]["sft"]
+    if not evolves(report):
+        base = percent(report["accuracy"]["base"]["value"])
+        return f"Fine-tuned on the labels: {percent(sft['value'])} right against the base model's {base}."
+    evolved = report["accuracy"]["semievol"]
     points = 100 * (evolved["value"] - sft["value"])
     figures = f"{percent(evolved['value'])} against {percent(sft['value'])}"
     if report["flips"]["p_value"] >= 0.05:
@@ -126,11 +140,14 @@ def measured_on(report: Report) -> str:
         return f"Measured on the test file ({rows}), which nothing was trained on or chosen by."
     held_out = report["validation"]["held_out"]
     source = f"{rows} held out of the labeled file" if held_out else f"the validation file ({rows})"
-    return f"Measured on {source}: no test file was given. The same rows chose what is delivered, which flatters it."
+    told = f"Measured on {source}: no test file was given."
+    return f"{told} The same rows chose what is delivered, which flatters it." if evolves(report) else told
 
 
-def flips(report: Report) -> str:
-    """Rows that changed sides between SFT and SemiEvol, with the paired test."""
+def flips(report: Report) -> str | None:
+    """Rows that changed sides between SFT and SemiEvol, with the paired test; None for plain fine-tuning."""
+    if not evolves(report):
+        return None
     gained, lost = report["flips"]["gained"], report["flips"]["lost"]
     return (
         f"SemiEvol is right on {count(gained, 'row')} that SFT gets wrong, and wrong on {lost:,} that SFT gets right "
@@ -140,6 +157,8 @@ def flips(report: Report) -> str:
 
 def steps(report: Report) -> str | None:
     """A word on unequal training, where SemiEvol's last stage took many more steps than SFT; None where it did not."""
+    if not evolves(report):
+        return None
     sft, evolved = report["training"]["warmup"]["steps"], report["training"]["evolution"]["steps"]
     if evolved < 1.5 * sft:
         return None
@@ -150,6 +169,8 @@ def steps(report: Report) -> str | None:
 
 def delivered(report: Report) -> str:
     """Which adapter is handed out, and why."""
+    if not evolves(report):
+        return "The fine-tuned adapter is delivered: without unlabeled rows it is the only one."
     validation = report["validation"]
     sft, evolved = validation["sft"], validation["semievol"]
     figures = f"{percent(evolved['value'])} against SFT's {percent(sft['value'])}"
@@ -175,7 +196,9 @@ def delivered(report: Report) -> str:
 
 
 def caution(report: Report) -> str | None:
-    """A warning where the validation rows are too few to choose by; None where they are enough."""
+    """A warning where the validation rows are too few to choose by; None where they are enough or chose nothing."""
+    if not evolves(report):
+        return None
     validation = report["validation"]
     rows = validation["sft"]["n"]
     if rows >= FEW_VALIDATION_ROWS or validation["flips"]["p_value"] < 0.05:
@@ -193,7 +216,7 @@ def decisions(report: Report) -> str:
 
 
 def reasons(report: Report) -> list[tuple[str, int]]:
-    """How many rows were decided for each reason, in words."""
+    """How many unlabeled rows were decided for each reason, in words."""
     return [(_REASONS.get(reason, reason), number) for reason, number in report["reasons"].items()]
 
 
@@ -213,7 +236,7 @@ def load_lines(base: str, adapter: str) -> list[str]:
 
 def serve_command(report: Report, base: str, adapter: str) -> list[str]:
     """The command, in parts, that serves base and adapter with vLLM and the template that the adapter learned with."""
-    rank = max(report["recipe"][stage]["lora"]["rank"] for stage in ("warmup", "evolution"))
+    rank = max(report["recipe"][stage]["lora"]["rank"] for stage in report["training"])
     room = next((allowed for allowed in VLLM_RANKS if allowed >= rank), rank)
     return [
         f"vllm serve {shlex.quote(base)}",

@@ -248,6 +248,85 @@ def test_rounds_stop_when_no_row_is_left(tmp_path: Path) -> None:
     assert len(run(job, FakeBackend(), tmp_path / "out", FakeObserver())["rounds"]) == 1
 
 
+# --- review -----------------------------------------------------------------------------------------------------------
+
+
+def write_edits(path: Path, edits: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(edit) + "\n" for edit in edits), encoding="utf-8")
+    return path
+
+
+def decided_in(output: Path, stage: str) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in read_rows(output / "stages" / stage / "decided.parquet")}
+
+
+def test_a_person_decides_and_no_later_round_asks_again(tmp_path: Path) -> None:
+    """One row of each kind: accepted and thrown out, turned down and corrected, turned down and left so."""
+    job = replace(job_in(tmp_path, rounds=2, selection={"theta": 0.5}), review=True)
+    run(job, FakeBackend(), tmp_path / "first", FakeObserver())
+    before = decided_in(tmp_path / "first", "round-1/select")
+    taken = [key for key, row in before.items() if row["decision"] == "accept"]
+    waiting = [key for key, row in before.items() if row["decision"] == "reject"]
+    assert len(taken) > 2
+    assert len(waiting) > 3
+    rejected, corrected, added, left_out = taken[0], taken[1], waiting[0], waiting[1]
+    other = next(answer for answer in WORDS if answer != before[corrected]["answer"])
+    edits = [
+        {"round": 1, "id": rejected, "decision": "reject"},
+        {"round": 1, "id": corrected, "answer": other},
+        {"round": 1, "id": added, "answer": "access"},
+        {"round": 1, "id": left_out, "decision": "reject"},
+        {"round": 2, "id": waiting[2], "decision": "accept", "answer": "billing"},
+    ]
+    backend = FakeBackend()
+    job = replace(job, reviewed=write_edits(tmp_path / "reviewed.jsonl", edits))
+    outcome = run(job, backend, tmp_path / "out", FakeObserver())
+
+    first, second = (decided_in(tmp_path / "out", f"round-{number}/review") for number in (1, 2))
+    assert {key for key, row in first.items() if row["reason"] == "reviewed"} == {rejected, corrected, added, left_out}
+    assert {key: row for key, row in first.items() if row["reason"] != "reviewed"} == {
+        key: row for key, row in before.items() if key not in {rejected, corrected, added, left_out}
+    }
+    assert second.keys() == {key for key, row in first.items() if row["decision"] == "reject"} - {rejected, left_out}
+    assert {key for key, row in second.items() if row["reason"] == "reviewed"} == {waiting[2]}
+
+    expected = [(first[key]["messages"][-1]["content"], first[key]["reply"]) for key in first]
+    evolved = [(row.messages[0].content, row.messages[1].content) for row in backend.fake_trainer.trained[1]]
+    accepted = [pair for pair, row in zip(expected, first.values(), strict=True) if row["decision"] == "accept"]
+    assert evolved == tickets(12, seed=1, known=3) + accepted
+    answer_of = dict(evolved)
+    assert answer_of[before[corrected]["messages"][-1]["content"]] == other
+    assert answer_of[before[added]["messages"][-1]["content"]] == "access"
+    assert not {before[key]["messages"][-1]["content"] for key in (rejected, left_out)} & answer_of.keys()
+    last = {row.messages[0].content: row.messages[1].content for row in backend.fake_trainer.trained[2]}
+    assert last[before[waiting[2]]["messages"][-1]["content"]] == "billing"
+
+    assert [one["reviewed"] for one in outcome["rounds"]] == [4, 1]
+    assert outcome["reasons"]["reviewed"] == (4 if outcome["best_round"] == 1 else 5)
+    assert len({row["id"] for row in labels(tmp_path / "out")}) == len(labels(tmp_path / "out")) == ROWS
+    assert sum(outcome["decisions"].values()) == sum(outcome["reasons"].values()) == ROWS
+
+
+@pytest.mark.parametrize("layer", [{}, {"rounds": 2, "selection": {"theta": 0.5}}], ids=["one", "two rounds"])
+def test_a_review_that_changes_nothing_adds_its_stage_and_nothing_else(tmp_path: Path, layer: dict[str, Any]) -> None:
+    job = job_in(tmp_path, **layer)
+    wanted = without_seconds(run(job, FakeBackend(), tmp_path / "plain", FakeObserver()))
+    found = without_seconds(run(replace(job, review=True), FakeBackend(), tmp_path / "reviewed", FakeObserver()))
+    assert [one.pop("reviewed") for one in found["rounds"]] == [0] * len(wanted["rounds"])
+    assert found == wanted
+    expected, files = fingerprint(tmp_path / "plain"), fingerprint(tmp_path / "reviewed")
+    extra = files.keys() - expected.keys()
+    assert extra == {
+        f"stages/round-{n + 1}/review/{file}" for n in range(len(wanted["rounds"])) for file in REVIEW_FILES
+    }
+    assert {name: content for name, content in files.items() if name not in extra} == expected
+    for name in extra:
+        assert files[name] == expected[name.replace("/review/", "/select/")]
+
+
+REVIEW_FILES = ("decided.parquet", "pending.parquet")
+
+
 # --- other kinds of answers -------------------------------------------------------------------------------------------
 
 

@@ -1,14 +1,17 @@
 """The report's words and its page."""
 
 import copy
+import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from semievol import page, pipeline, wording
+from semievol import page, pipeline, summary, wording
 from semievol.fakes import FakeBackend, FakeObserver
 from semievol.recipe import Recipe
 from tests.test_cli import LABELS, write_chats
@@ -39,6 +42,20 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         write_chats(folder / "test.jsonl", [(f"{question} now", reply) for question, reply in classes]),
     )
     return pipeline.run(job, FakeBackend(), folder / "out", FakeObserver())
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run without an unlabeled file: plain fine-tuning."""
+    folder = tmp_path_factory.mktemp("plain")
+    labeled = write_chats(
+        folder / "labeled.jsonl", [(f"{q} {number}", reply) for number in range(5) for q, reply in LABELS]
+    )
+    test = write_chats(folder / "test.jsonl", [(f"{question} now", reply) for question, reply in LABELS])
+    pipeline.run(
+        pipeline.Job("model", labeled, None, Recipe(), test=test), FakeBackend(), folder / "out", FakeObserver()
+    )
+    return folder / "out"
 
 
 @pytest.fixture
@@ -242,3 +259,61 @@ def test_loss_chart_shares_its_axes(changed: dict[str, Any]) -> None:
     assert (chart.steps, chart.top) == (40, 2.0)
     assert chart.curves[0].points == [(25.0, 0.0), (50.0, 50.0)]
     assert chart.curves[1].points == [(25.0, 50.0), (100.0, 75.0)]
+
+
+# --- plain fine-tuning ------------------------------------------------------------------------------------------------
+
+
+def told(output: Path) -> dict[str, Any]:
+    """What a run left in `report.json`."""
+    report: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+def test_plain_fine_tuning_reports_nothing_of_semievol(plain: Path) -> None:
+    report = told(plain)
+    assert sorted(path.name for path in plain.iterdir()) == ["adapter", "report.html", "report.json", "stages"]
+    assert report["accuracy"].keys() == {"base", "sft"}
+    assert report["validation"].keys() == {"sft", "held_out"}
+    assert report["training"].keys() == {"warmup"}
+    assert (report["best"], report["delivered"], report["rows"]["unlabeled"]) == ("sft", "sft", 0)
+    left_out = {"flips", "decisions", "reasons", "rounds", "best_round", "deliver", "differs_from_paper"}
+    assert not left_out & report.keys()
+
+
+def test_the_page_of_plain_fine_tuning_shows_base_and_sft_only(plain: Path) -> None:
+    report, html = told(plain), (plain / "report.html").read_text(encoding="utf-8")
+    assert html == page.render_html(report)
+    read(html)
+    for one in report["accuracy"].values():
+        assert wording.percent(one["value"]).replace(" %", "\u00a0%") in html
+    assert "The fine-tuned adapter is delivered" in html
+    assert len(re.findall('class="tag">delivered<', html)) == 1
+    body = html.partition("</style>")[2].replace("SemiEvol report", "").replace("<code>semievol</code>", "")
+    body = body.partition("<pre>")[0]
+    assert not re.search("SemiEvol|unlabeled row,|pseudo|McNemar|paper|flatters", body, re.IGNORECASE)
+    assert "pseudo_labels.parquet" not in html
+
+
+def test_the_summary_of_plain_fine_tuning_names_what_is_there(plain: Path) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    summary.show(told(plain), plain, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "The fine-tuned adapter is delivered" in text
+    assert "Base model" in text
+    assert "SemiEvol" not in text
+    assert "Pseudo-labels" not in text
+
+
+def test_plain_fine_tuning_on_held_out_rows_flatters_nothing(plain: Path) -> None:
+    report = told(plain) | {"measured_on": "validation"}
+    assert "no test file was given" in wording.measured_on(report)
+    assert "flatters" not in wording.measured_on(report)
+
+
+def test_plain_fine_tuning_is_served_with_its_own_rank(plain: Path) -> None:
+    report = told(plain)
+    report["recipe"]["evolution"]["lora"]["rank"] = 256
+    rank = report["recipe"]["warmup"]["lora"]["rank"]
+    assert f"--max-lora-rank {rank}" in " ".join(wording.serve_command(report, "base", "adapter"))

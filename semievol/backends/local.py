@@ -14,15 +14,15 @@ from semievol.backends.chat import Chat
 from semievol.backends.embedders import build_retriever
 from semievol.backends.huggingface import device_of, dtype_of, open_generator
 from semievol.backends.training import LoraTrainer
-from semievol.ports import Generator, Progress, Retriever, Trainer, no_progress
+from semievol.ports import Checkpoints, Generator, Progress, Retriever, Trainer, no_progress
 from semievol.recipe import Recipe
 
 
 class LocalBackend:
-    """One base model and the recipe that says how to load it."""
+    """One base model and the recipe that says how to load it. `checkpoints`: where a training that stops goes on."""
 
-    def __init__(self, model: str, recipe: Recipe) -> None:
-        self.model, self.recipe = model, recipe
+    def __init__(self, model: str, recipe: Recipe, checkpoints: Checkpoints | None = None) -> None:
+        self.model, self.recipe, self.checkpoints = model, recipe, checkpoints
         transformers_logging.disable_progress_bar()  # the run shows its own
         self.chat = Chat.load(model, recipe.model.revision)
 
@@ -32,7 +32,7 @@ class LocalBackend:
 
     def trainer(self) -> Trainer:
         """See `ports.Backend`."""
-        return LoraTrainer(self.model, self.recipe.model, self.chat)
+        return LoraTrainer(self.model, self.recipe.model, self.chat, self.checkpoints)
 
     def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> Retriever:
         """See `ports.Backend`."""

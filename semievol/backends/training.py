@@ -1,6 +1,13 @@
-"""LoRA fine-tuning with PEFT under transformers' Trainer: loss on the assistant's tokens, rows weighted."""
+"""LoRA fine-tuning with PEFT under transformers' Trainer: loss on the assistant's tokens, rows weighted.
 
+A training that stops can go on from a checkpoint, and ends with the bytes of the undisturbed one.
+"""
+
+import hashlib
+import json
+import logging
 import math
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,18 +28,24 @@ from transformers import (
 from semievol.backends.chat import Chat, Encoded
 from semievol.backends.huggingface import load_model
 from semievol.errors import LossDiverged
-from semievol.ports import Progress, TrainingLog, TrainingRow, no_progress
+from semievol.ports import Checkpoints, Progress, TrainingLog, TrainingRow, no_progress
 from semievol.recipe import ModelSettings, TrainingSettings
+from semievol.workdir import sha256_of, write_whole
 
 LOGGED_LOSSES = 40
 """About how many points a loss curve has."""
+WEIGHTS = "adapter_model.safetensors"
+NOTE = "checkpoint.json"
+"""Written last into a checkpoint: whose it is, the digests of its files, and what transformers leaves out of it."""
+_STATE = "trainer_state.json"
+_log = logging.getLogger(__name__)
 
 
 class LoraTrainer:
-    """The `Trainer` port."""
+    """The `Trainer` port. With `checkpoints`, a training that was stopped goes on where they left it."""
 
-    def __init__(self, model: str, settings: ModelSettings, chat: Chat) -> None:
-        self.model, self.settings, self.chat = model, settings, chat
+    def __init__(self, model: str, settings: ModelSettings, chat: Chat, checkpoints: Checkpoints | None = None) -> None:
+        self.model, self.settings, self.chat, self.checkpoints = model, settings, chat, checkpoints
 
     def train(
         self,
@@ -60,8 +73,12 @@ class LoraTrainer:
                 callbacks=[_Watch(progress)],
             )
             trainer.remove_callback(_printer())
-            trainer.train()
-        model.save_pretrained(str(output))
+            if self.checkpoints is None:
+                trainer.train()
+            else:
+                identity = self._identity(rows, settings, seed, start_from)
+                _Resumable(trainer, self.checkpoints, identity).train()
+        _save_adapter(model, output)
         self.chat.save(output)
         return TrainingLog(
             steps=trainer.state.global_step,
@@ -70,6 +87,17 @@ class LoraTrainer:
             truncated_rows=sum(len(one.input_ids) > self.settings.max_length for one in encoded),
             losses=[(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
         )
+
+    def _identity(
+        self, rows: Sequence[TrainingRow], settings: TrainingSettings, seed: int, start_from: Path | None
+    ) -> str:
+        """SHA-256 over what decides the result. How a batch is cut up does not: an attempt may cut it smaller."""
+        recipe = settings.model_dump_json(exclude={"micro_batch_size", "gradient_checkpointing"})
+        start = sha256_of(start_from / WEIGHTS) if start_from else None
+        digest = hashlib.sha256(repr((self.model, self.settings.max_length, recipe, seed, start)).encode())
+        for row in rows:
+            digest.update(repr(row).encode())
+        return digest.hexdigest()
 
     def _adapted(self, settings: TrainingSettings, start_from: Path | None) -> PeftModel:
         base = load_model(self.model, self.settings)
@@ -125,6 +153,16 @@ def _printer() -> type[TrainerCallback]:
     return PrinterCallback
 
 
+def _save_adapter(model: PeftModel, output: Path) -> None:
+    """Write the adapter. PEFT keeps names of modules as a set, whose order changes from process to process."""
+    model.save_pretrained(str(output))
+    path = output / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 class _MaskedTrainer(Trainer):
     """Computes logits only where a label is: replies end the row, so the last positions are enough."""
 
@@ -151,6 +189,77 @@ class _MaskedTrainer(Trainer):
         tokens = num_items_in_batch if num_items_in_batch is not None else (targets != -100).sum()
         loss = (losses * weights[:, None]).sum() / tokens
         return (loss, output) if return_outputs else loss
+
+    def unlogged(self) -> dict[str, float]:
+        """The sum of the losses since the last point of the curve, which no checkpoint of transformers holds."""
+        return {"loss": self._tr_loss.item(), "since": self._globalstep_last_logged}
+
+    def take_up(self, unlogged: dict[str, float]) -> None:
+        """Go on summing where `unlogged` left it."""
+        self._tr_loss = torch.full_like(self._tr_loss, unlogged["loss"])
+        self._globalstep_last_logged = int(unlogged["since"])
+
+
+class _Resumable(TrainerCallback):
+    """One training with its checkpoints: hands them out as they are due, and starts from the last."""
+
+    def __init__(self, trainer: _MaskedTrainer, checkpoints: Checkpoints, identity: str) -> None:
+        self.trainer, self.checkpoints, self.identity = trainer, checkpoints, identity
+        self.unlogged: dict[str, float] | None = None
+        trainer.add_callback(self)
+
+    def train(self) -> None:
+        """Train to the end. What `Checkpoints.save` raises is not caught."""
+        folder = self.checkpoints.restore()
+        note = _read_note(folder, self.identity) if folder else None
+        if folder is None or note is None:
+            self.trainer.train()
+            return
+        state = TrainerState.load_from_json(str(folder / _STATE))
+        if state.global_step < state.max_steps:
+            self.unlogged = note["unlogged"]
+            self.trainer.train(resume_from_checkpoint=str(folder))
+        else:  # nothing is left to do, but within an epoch transformers would take one more step
+            model = self.trainer.model
+            assert isinstance(model, PeftModel)
+            model.load_adapter(str(folder), model.active_adapter, is_trainable=True)
+            self.trainer.state = state
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.unlogged is not None:
+            self.trainer.take_up(self.unlogged)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.checkpoints.due(state.global_step):
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+        note = {"training": self.identity, "unlogged": self.trainer.unlogged(), "files": files}
+        write_whole(folder / NOTE, json.dumps(note, indent=1).encode())
+        self.checkpoints.save(folder, state.global_step)
+        shutil.rmtree(folder, ignore_errors=True)  # `save` may have moved it
+
+
+def _read_note(folder: Path, identity: str) -> dict[str, Any] | None:
+    """What was noted of a checkpoint; None, with a warning, if it cannot be gone on with.
+
+    Starting at the beginning costs time and changes no byte. transformers itself would go on without a file that is
+    missing, to another result.
+    """
+    try:
+        note: dict[str, Any] = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        changed = [name for name, digest in note["files"].items() if sha256_of(folder / name) != digest]
+        other = note["training"] != identity
+    except (OSError, ValueError, KeyError) as error:
+        _log.warning("the checkpoint %s is not whole (%s): training starts at the beginning", folder, error)
+        return None
+    if changed or other:
+        reason = f"damaged: {', '.join(changed)}" if changed else "another training's"
+        _log.warning("the checkpoint %s is %s: training starts at the beginning", folder, reason)
+        return None
+    return note
 
 
 class _Collator:

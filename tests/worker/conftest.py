@@ -1,0 +1,247 @@
+"""A job on a whole stack of real processes: SQLite with the poller, or PostgreSQL, Redis and Celery workers."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from demo.generate import draw, write
+from demo.tasks import HELPDESK
+from semievol.recipe import Recipe
+from semievol.workdir import sha256_of
+from store import jobs
+from store.database import Database
+from store.ids import new_id
+from store.models import File, Job, JobEvent, Project, PseudoLabel, StageRow, Unit, Worker
+from store.objects import LocalObjects
+from store.states import FINAL
+from tests.servers import ROOT, Redis, alive, postgres, spawn, wait_for
+
+BASE = str(ROOT / "demo" / "base")
+RECIPE = {
+    "warmup": {"learning_rate": 2e-3, "steps": 8, "batch_size": 8},
+    "evolution": {"learning_rate": 2e-3, "steps": 60, "batch_size": 16},
+    "generation": {"max_new_tokens": 12, "shard_size": 64},
+    "evaluation": {"max_new_tokens": 12},
+    "propagation": {"retriever": "bm25"},
+}
+
+
+@dataclass
+class Stack:
+    """Processes, database and objects. `pids`: of the processes that take units."""
+
+    name: str
+    folder: Path
+    environment: dict[str, str]
+    database: Database
+    redis: Redis | None = None
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def objects(self) -> LocalObjects:
+        return LocalObjects(self.folder / "data" / "objects")
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        if self.redis is None:
+            command = ["-m", "worker.local"]
+        else:
+            options = ["--concurrency=1", "--prefetch-multiplier=1", "-Q", "semievol-gpu,semievol-cpu"]
+            node = f"w{len(self.workers)}@%h"
+            command = ["-m", "celery", "-A", "worker.app", "worker", *options, "-n", node, "--without-gossip"]
+        worker = spawn(*command, log=self.folder / "worker.log", **self.environment)
+        self.workers.append(worker)
+        return worker
+
+    def stop_workers(self) -> None:
+        for worker in self.workers:
+            worker.terminate()
+        for worker in self.workers:
+            try:
+                worker.wait(30)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+        self.workers = []
+
+    def post_job(self, *, recipe: dict[str, Any] | None = None, seed: int = 3, **values: Any) -> str:
+        """What the API does: rows in one transaction."""
+        data = self.folder / "in"
+        if not data.exists():
+            write(data, HELPDESK, draw(HELPDESK, 91, 24, 128, 40))
+        inputs = {}
+        for role in ("labeled", "unlabeled", "test"):
+            path = data / f"{role}.jsonl"
+            digest, copy = sha256_of(path), self.folder / f"{role}.copy"
+            shutil.copyfile(path, copy)
+            self.objects.put(copy, digest)
+            inputs[role] = {"file": "file-1", "filename": path.name, "sha256": digest, "bytes": path.stat().st_size}
+        job_id = new_id("ftjob-")
+        resolved = Recipe.resolve(RECIPE, recipe or {}).model_dump(mode="json")
+        with self.database.write() as session:
+            if session.get(Project, "default") is None:
+                session.add(Project(id="default"))
+                session.flush()
+            job = Job(
+                id=job_id,
+                project_id="default",
+                created_by="test",
+                method="semievol",
+                model="semievol-demo",
+                model_source={"source": BASE},
+                recipe=resolved,
+                seed=seed,
+                inputs=inputs,
+                asked={},
+            )
+            for name, value in values.items():
+                setattr(job, name, value)
+            session.add(job)
+            session.flush()
+            jobs.add_unit(session, job_id, "prepare", "cpu")
+        return job_id
+
+    def job(self, job_id: str) -> Job:
+        with self.database.read() as session:
+            return session.get_one(Job, job_id)
+
+    def wait_until_over(self, job_id: str, seconds: float = 240) -> Job:
+        wait_for(lambda: self.job(job_id).status in FINAL, f"the end of {job_id}", seconds)
+        return self.job(job_id)
+
+    def wait_until_running(self, job_id: str, unit: str, done: int = 1) -> Unit:
+        """The unit, once it runs and has done some rows or steps."""
+
+        def look() -> Unit | None:
+            with self.database.read() as session:
+                query = select(Unit).where(Unit.job_id == job_id, Unit.name.startswith(unit), Unit.state == "running")
+                return session.scalars(query.where(Unit.done >= done)).first()
+
+        found = wait_for(look, f"the start of {unit}")
+        assert found is not None
+        return found
+
+    def runner_group(self, unit: Unit) -> list[int]:
+        """The processes that do the unit: guardian first, then the runner and its children."""
+
+        def look() -> int | None:
+            with self.database.read() as session:
+                return session.scalar(select(Worker.runner_pid).where(Worker.unit_id == unit.id))
+
+        leader = wait_for(look, "a recorded runner")
+        assert leader is not None
+        return [leader, *(pid for pid in pids() if pid != leader and group_of(pid) == leader)]
+
+    def stage_files(self, job_id: str, stage: str) -> dict[str, str]:
+        """SHA-256 by path of what a stage left."""
+        with self.database.read() as session:
+            row = session.get_one(StageRow, (job_id, stage))
+            return {name: entry["sha256"] for name, entry in row.files.items()}
+
+    def results(self, job_id: str) -> dict[str, str]:
+        """What two runs of the same job have in common: labels, both adapters, and the answers of every shard."""
+        with self.database.read() as session:
+            rows = session.scalars(select(StageRow).where(StageRow.job_id == job_id)).all()
+        return {
+            f"{row.name}/{name}": entry["sha256"]
+            for row in rows
+            for name, entry in row.files.items()
+            if not name.endswith(("report.json", "report.html"))
+        }
+
+    def check_invariants(self, job_id: str) -> None:
+        """One end, every row labeled once, one adapter, nothing alive, no scratch files, events that replay."""
+        with self.database.read() as session:
+            job = session.get_one(Job, job_id)
+            numbers = list(session.scalars(select(JobEvent.number).where(JobEvent.job_id == job_id)))
+            ends = [event for event in self._events(session, job_id) if (event.data or {}).get("status") in FINAL]
+            labels = list(session.scalars(select(PseudoLabel.line).where(PseudoLabel.job_id == job_id)))
+            results = list(session.scalars(select(File.filename).where(File.job_id == job_id)))
+            open_units = session.scalars(
+                select(Unit.name).where(Unit.job_id == job_id, Unit.state.in_(("ready", "running", "waiting")))
+            ).all()
+        assert sorted(numbers) == list(range(1, job.event_count + 1))
+        assert [event.data["status"] for event in ends if event.data] == [job.status]
+        assert not open_units
+        if job.status == "succeeded":
+            assert sorted(labels) == list(range(1, 129))
+            assert sorted(results) == ["adapter.zip", "pseudo_labels.jsonl", "report.html", "step_metrics.csv"]
+        assert not list((self.folder / "data" / "scratch").glob("*"))
+
+    @staticmethod
+    def _events(session: Session, job_id: str) -> list[JobEvent]:
+        return list(session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.number)))
+
+
+def pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def gone(group: list[int]) -> bool:
+    return not any(alive(pid) for pid in group)
+
+
+def _environment(folder: Path, **more: str) -> dict[str, str]:
+    return {
+        "SEMIEVOL_DATA": str(folder / "data"),
+        "SEMIEVOL_LEASE_SECONDS": "4",
+        "SEMIEVOL_SWEEP_SECONDS": "1",
+        "SEMIEVOL_POLL_SECONDS": "0.1",
+        "SEMIEVOL_CHECKPOINT_SECONDS": "1",
+        **more,
+    }
+
+
+@pytest.fixture
+def sqlite_stack(tmp_path: Path) -> Iterator[Stack]:
+    url = f"sqlite:///{tmp_path / 'data' / 'semievol.db'}"
+    database = Database(url)
+    database.migrate()
+    stack = Stack("sqlite", tmp_path, _environment(tmp_path, SEMIEVOL_DATABASE_URL=url), database)
+    try:
+        yield stack
+    finally:
+        stack.stop_workers()
+        database.close()
+
+
+@pytest.fixture
+def postgres_stack(tmp_path: Path) -> Iterator[Stack]:
+    with ExitStack() as ends:
+        url = ends.enter_context(postgres())
+        broker = Redis(tmp_path)
+        broker.start()
+        ends.callback(broker.stop)
+        database = Database(url)
+        ends.callback(database.close)
+        database.migrate()
+        environment = _environment(tmp_path, SEMIEVOL_DATABASE_URL=url, SEMIEVOL_BROKER_URL=broker.url)
+        stack = Stack("postgres", tmp_path, environment, database, broker)
+        ends.callback(stack.stop_workers)
+        yield stack
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def stack(request: pytest.FixtureRequest) -> Stack:
+    found: Stack = request.getfixturevalue(f"{request.param}_stack")
+    return found
