@@ -12,8 +12,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from semievol.errors import DataError, Problem
 from semievol.prompts import Message, Prompt
@@ -21,6 +22,7 @@ from semievol.prompts import Message, Prompt
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_LINE_BYTES = 4 * 1024 * 1024
 MAX_PROBLEMS_SHOWN = 20
+ROWS_LOOKED_AT = 1000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 CHOICE_INSTRUCTION = "Answer with the letter of the right option."
 
@@ -98,15 +100,60 @@ def stream_unlabeled(path: Path) -> Iterator[Example]:
 
 def check_unlabeled(path: Path) -> int:
     """Number of rows of an unlabeled file. Raises DataError with problems by line, as `read_labeled` does."""
+    return _count(path, labeled=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a file is: all of its rows are of this kind."""
+
+    kind: Literal["labeled", "unlabeled"]
+    rows: int
+
+
+def check_file(path: Path) -> FileFacts:
+    """What a file is, without holding more than one row. Raises DataError with the problems of the likelier kind."""
+    likely_labeled = _looks_labeled(path)
+    try:
+        return _facts(path, labeled=likely_labeled)
+    except DataError:
+        try:
+            return _facts(path, labeled=not likely_labeled)
+        except DataError:
+            pass  # the problems of the likelier kind say more
+        raise
+
+
+def _facts(path: Path, *, labeled: bool) -> FileFacts:
+    return FileFacts("labeled" if labeled else "unlabeled", _count(path, labeled=labeled))
+
+
+def _looks_labeled(path: Path) -> bool:
+    """Whether the first row that can be used has a reply."""
+    first = _first_line(path, labeled=True), _first_line(path, labeled=False)
+    return first[1] is None or (first[0] is not None and first[0] <= first[1])
+
+
+def _first_line(path: Path, *, labeled: bool) -> int | None:
+    """Line of the first row that can be used as this kind, within the first rows; None if there is none."""
+    try:
+        items = islice(_rows(path, labeled=labeled), ROWS_LOOKED_AT)
+        return next((item.line for item in items if isinstance(item, Example)), None)
+    except DataError:
+        return None
+
+
+def _count(path: Path, *, labeled: bool) -> int:
     count, problems, total = 0, list[Problem](), 0
-    for item in _rows(path, labeled=False):
+    for item in _rows(path, labeled=labeled):
         if isinstance(item, Problem):
             total += 1
             problems += [item] if len(problems) < MAX_PROBLEMS_SHOWN else []
         else:
             count += 1
     if not count and not problems:
-        problems, total = [Problem(0, "empty_file", "the file holds no rows; at least one unlabeled row is needed")], 1
+        kind = "labeled" if labeled else "unlabeled"
+        problems, total = [Problem(0, "empty_file", f"the file holds no rows; at least one {kind} row is needed")], 1
     if problems:
         raise DataError(str(path), problems, total)
     return count

@@ -88,7 +88,7 @@ def _copy(session: Session, records: Iterable[tuple[Any, ...]]) -> int:
             count += 1
     session.execute(
         text(
-            f"INSERT INTO pseudo_labels ({columns}) SELECT {columns} FROM loading "  # noqa: S608  -- our own names
+            f"INSERT INTO pseudo_labels ({columns}) SELECT {columns} FROM loading "
             f"ON CONFLICT (job_id, line) DO UPDATE SET {changes} WHERE pseudo_labels.round < EXCLUDED.round"
         )
     )
@@ -119,7 +119,7 @@ def labels_after(session: Session, job_id: str, wanted: LabelFilter, after: int,
     return list(session.scalars(query))
 
 
-def _matching(job_id: str, wanted: LabelFilter) -> Select[tuple[PseudoLabel]]:
+def _matching(job_id: str, wanted: LabelFilter) -> Select[PseudoLabel]:
     asked = [_CONDITIONS[name](value) for name, value in wanted._asdict().items() if value is not None]
     return select(PseudoLabel).where(PseudoLabel.job_id == job_id, *asked)
 
@@ -131,9 +131,7 @@ _CONDITIONS: Mapping[str, Callable[[Any], ColumnElement[bool]]] = {
     "min_entropy": lambda value: PseudoLabel.entropy >= value,
     "max_entropy": lambda value: PseudoLabel.entropy <= value,
     "round": lambda value: PseudoLabel.round == value,
-    "consistent": lambda value: (
-        PseudoLabel.outcome == "consistent" if value else PseudoLabel.outcome != "consistent"
-    ),
+    "consistent": lambda value: PseudoLabel.outcome == "consistent" if value else PseudoLabel.outcome != "consistent",
     "q": lambda value: PseudoLabel.question.contains(value, autoescape=True),
 }
 

@@ -14,6 +14,8 @@ from semievol.examples import (
     CHOICE_INSTRUCTION,
     MAX_LINE_BYTES,
     MAX_PROBLEMS_SHOWN,
+    FileFacts,
+    check_file,
     check_unlabeled,
     read_labeled,
     stream_unlabeled,
@@ -345,3 +347,42 @@ def test_any_bytes_are_rows_or_problems(tmp_path_factory: pytest.TempPathFactory
     except DataError as error:
         outcome = [problem.message for problem in error.problems]
     assert outcome
+
+
+ASKED = chat(("user", "q"))
+ANSWERED = GOOD.decode()
+BROKEN = '{"prompt": 1}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "suffix", "facts"),
+    [
+        ([ANSWERED] * 3, ".jsonl", FileFacts("labeled", 3)),
+        ([ASKED] * 2, ".jsonl", FileFacts("unlabeled", 2)),
+        (["question", "Why?"], ".csv", FileFacts("unlabeled", 1)),
+        (["question,answer", "Why?,so"], ".csv", FileFacts("labeled", 1)),
+        (["question,answer", "Why?,so", "How?,"], ".csv", FileFacts("unlabeled", 2)),
+    ],
+)
+def test_the_kind_of_a_file_is_that_of_its_rows(
+    tmp_path: Path, lines: list[str], suffix: str, facts: FileFacts
+) -> None:
+    assert check_file(file(tmp_path, "\n".join(lines), suffix)) == facts
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ([ANSWERED, ASKED, BROKEN], [(2, "wrong_last_turn"), (3, "no_messages")]),
+        ([ASKED, ANSWERED], [(2, "wrong_last_turn")]),
+        ([BROKEN, ASKED], [(1, "no_messages")]),
+        ([BROKEN], [(1, "no_messages")]),
+        ([""], [(0, "empty_file")]),
+    ],
+)
+def test_problems_are_those_of_the_likelier_kind(
+    tmp_path: Path, lines: list[str], found: list[tuple[int, str]]
+) -> None:
+    with pytest.raises(DataError) as caught:
+        check_file(file(tmp_path, "\n".join(lines)))
+    assert [(problem.line, problem.code) for problem in caught.value.problems] == found

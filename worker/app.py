@@ -88,7 +88,7 @@ def _child_starts(**_: Any) -> None:
     """A pool child does not outlive its main process, and its runner does not outlive it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    _, database = _parts()
+    database = _parts()[1]
     with database.write() as session:
         registry.register(session, registry.worker_id(), _kinds())
 

@@ -4,7 +4,9 @@ Any number of workers may sweep at once: each step is a fenced statement.
 """
 
 import logging
+import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ from sqlalchemy import String, cast, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from store import units
+from store import units, webhooks
 from store.database import Database, now
 from store.models import File, Job, StageRow, Unit, Upload, UploadPart
 from store.objects import ObjectStore
@@ -47,13 +49,14 @@ class Sweep:
             )
         if rings:
             self.ring(rings)
-        # webhooks.deliver_due(self.database, self.settings, self.client)
+        webhooks.deliver_due(self.database, self.settings, self.client)
 
     def collect_garbage(self) -> int:
         """Delete expired files, and objects that no row names any more; how many objects went."""
         with self.database.write() as session:
             for file in session.scalars(select(File).where(File.expires_at < now())):
                 session.delete(file)
+        self._clear_staging()
         removed = 0
         for sha256, written_at in self.objects.names():
             with self.database.write() as session:
@@ -63,6 +66,14 @@ class Sweep:
             self.objects.delete(sha256)
             removed += 1
         return removed
+
+    def _clear_staging(self) -> None:
+        """Remove what a killed process left half-received or half-done on this machine."""
+        oldest = time.time() - UNCLAIMED_SECONDS
+        for folder in ("staging", "scratch"):
+            for path in (self.settings.data / folder).glob("*"):
+                if path.stat().st_mtime < oldest:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _named(session: Session, sha256: str) -> bool:

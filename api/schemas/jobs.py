@@ -1,0 +1,294 @@
+"""Fine-tuning jobs on the wire: OpenAI's shapes, and beside them the block `semievol`."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.schemas.common import Body
+
+Auto = Literal["auto"]
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+JobLimit = Annotated[int, Query(ge=1, le=100, description="Most items of the page.")]
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+class Hyperparameters(Body):
+    """How training differs from the recipe. They are applied last, to every training of the job."""
+
+    n_epochs: Annotated[float, Field(gt=0, le=1000)] | Auto | None = Field(
+        None, description="Epochs of each training; replaces `steps`."
+    )
+    batch_size: Annotated[int, Field(ge=1, le=65536)] | Auto | None = Field(
+        None, description="Rows of one optimizer step."
+    )
+    learning_rate_multiplier: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | Auto | None = Field(
+        None, description="Scales the recipe's learning rates."
+    )
+
+
+class SupervisedBlock(Body):
+    """Plain LoRA fine-tuning."""
+
+    hyperparameters: Hyperparameters | None = None
+
+
+class SemievolBlock(BaseModel):
+    """Files and switches of a SemiEvol job; every other key is a block of the recipe."""
+
+    model_config = ConfigDict(extra="allow")
+
+    unlabeled_file: str = Field(max_length=200, description="Rows to learn from without labels.")
+    test_file: str | None = Field(None, max_length=200, description="Labeled rows that only measure the outcome.")
+    review: bool = Field(False, description="Wait after selection until a person completes the review.")
+
+    def recipe(self) -> dict[str, Any]:
+        """What is the recipe's."""
+        return dict(self.model_extra or {})
+
+
+class Method(BaseModel):
+    """How to fine-tune. Blocks of methods that are not offered are accepted by shape, to be refused by name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(max_length=64, description="`semievol` or `supervised`.")
+    semievol: SemievolBlock | None = None
+    supervised: SupervisedBlock | None = None
+
+
+class JobCreate(Body):
+    """A new fine-tuning job."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "semievol-demo",
+                    "training_file": "file-0123456789abcdef01234567",
+                    "method": {
+                        "type": "semievol",
+                        "semievol": {
+                            "unlabeled_file": "file-76543210fedcba9876543210",
+                            "selection": {"theta": 0.5},
+                        },
+                    },
+                    "suffix": "tickets",
+                    "seed": 1,
+                }
+            ]
+        }
+    )
+
+    model: str = Field(max_length=200, description="Public name of a base model; `GET /v1/models` lists them.")
+    training_file: str = Field(max_length=200, description="Labeled rows.")
+    validation_file: str | None = Field(
+        None,
+        max_length=200,
+        description="Labeled rows to choose by; by default some of the training rows are held out.",
+    )
+    suffix: str | None = Field(None, min_length=1, max_length=64, description="Part of the model's name.")
+    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="By default random; the job tells it.")
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    method: Method | None = None
+    semievol: SemievolBlock | None = Field(None, description="The same as `method.semievol`; what `extra_body` sends.")
+    hyperparameters: Hyperparameters | None = None
+    integrations: list[dict[str, Any]] | None = Field(None, description="None are offered; null or empty.")
+
+
+class LabelEdit(Body):
+    """What a person decides of a row. A corrected answer is accepted unless the decision says else."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"decision": "reject"}, {"answer": "B"}]})
+
+    decision: Literal["accept", "reject"] | None = None
+    answer: str | None = Field(None, min_length=1, max_length=100_000)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class StageView(BaseModel):
+    """A stage that is done or waits; a round's generation is one. `done` and `total`: rows, steps or shards."""
+
+    name: str
+    unit: str
+    state: str
+    done: int
+    total: int
+    started_at: int | None
+    finished_at: int | None
+    seconds: float | None
+    facts: dict[str, Any]
+
+
+class ReviewView(BaseModel):
+    """Whether a person is asked, and whether the job waits for that now."""
+
+    needed: bool
+    waiting: bool
+
+
+class SemievolView(BaseModel):
+    """What OpenAI's job object has no place for."""
+
+    stage: str | None
+    round: int
+    progress: float
+    stages: list[StageView]
+    estimated_finish: int | None
+    metrics: dict[str, Any]
+    unlabeled_file: str | None
+    test_file: str | None
+    review: ReviewView
+    recipe: dict[str, Any]
+
+
+class JobView(BaseModel):
+    """A fine-tuning job."""
+
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    error: JobError | None
+    fine_tuned_model: str | None
+    finished_at: int | None
+    estimated_finish: int | None
+    hyperparameters: dict[str, Any]
+    model: str
+    organization_id: str
+    result_files: list[str]
+    seed: int
+    status: str
+    trained_tokens: int | None
+    training_file: str
+    validation_file: str | None
+    integrations: list[Any]
+    metadata: dict[str, str] | None
+    method: dict[str, Any]
+    semievol: SemievolView
+
+
+class EventView(BaseModel):
+    """A line of a job's log."""
+
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: str
+    type: str
+    message: str
+    data: dict[str, Any] | None
+
+
+class CheckpointView(BaseModel):
+    """An adapter that a training of the job left."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    metrics: dict[str, float]
+    step_number: int
+
+
+class LabelReview(BaseModel):
+    """What a person made of a row."""
+
+    decision: str | None
+    answer: str | None
+    by: str
+    at: int
+
+
+class LabelView(BaseModel):
+    """A pseudo-label. `decision` and `answer` are as a person left them."""
+
+    id: str
+    object: Literal["fine_tuning.job.pseudo_label"] = "fine_tuning.job.pseudo_label"
+    line: int
+    row_id: str
+    round: int
+    question: str
+    answer: str | None
+    reply: str | None
+    decision: str
+    reason: str
+    outcome: str
+    confidence: float | None
+    probability: float | None
+    vote_share: float | None
+    entropy: float | None
+    answer_entropy: float | None
+    review: LabelReview | None
+
+
+class FileProblem(BaseModel):
+    """What keeps a job from starting."""
+
+    message: str
+    param: str | None
+    code: str
+
+
+class CheckedFile(BaseModel):
+    """What the service knows of a file that a job would read."""
+
+    id: str
+    filename: str
+    kind: str | None
+    rows: int | None
+    problems: list[Any]
+
+
+class Quantiles(BaseModel):
+    """Lengths in tokens of the rows' text, without the chat template's own tokens."""
+
+    rows: int
+    p50: int
+    p90: int
+    p99: int
+    max: int
+    mean: float
+
+
+class Segment(BaseModel):
+    """A turn, and whether the loss counts it."""
+
+    role: str
+    text: str
+    trained: bool
+
+
+class Estimate(BaseModel):
+    """Tokens that the first training reads, from the mean length of a sample."""
+
+    warmup_tokens: int
+
+
+class ValidationView(BaseModel):
+    """What a create with the same body would do. Nothing was started or stored."""
+
+    object: Literal["fine_tuning.job.validation"] = "fine_tuning.job.validation"
+    valid: bool
+    errors: list[FileProblem]
+    model: str
+    method: str | None
+    recipe: dict[str, Any] | None
+    files: dict[str, CheckedFile]
+    token_lengths: dict[str, Quantiles] | None
+    loss_mask: list[list[Segment]] | None
+    estimate: Estimate | None
+    notes: list[str]
