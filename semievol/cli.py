@@ -1,20 +1,21 @@
-"""The command line: `semievol run`.
+"""The command line: `semievol run`, the service (`serve`, `worker`, `migrate`) and its client (`jobs`).
 
 Arguments, settings and files are checked before anything heavy is imported, so a wrong path is told at once.
 """
 
 import os
 import re
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from semievol.jobs.cli import app as jobs_app
+from semievol.signals import Terminated, exit_code_of, stoppable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from semievol.ports import Backend
     from semievol.recipe import Recipe
 
-SIGINT_EXIT, SIGTERM_EXIT = 130, 143
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 app = typer.Typer(
@@ -33,10 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Terminated(BaseException):
-    """The process was asked to end (SIGTERM). No `Exception`, so that no library swallows it."""
+app.add_typer(jobs_app, name="jobs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +57,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Exists so that `run` stays a subcommand while it is the only one."""
+    """Options of no single command."""
 
 
 @app.command()
@@ -93,7 +90,7 @@ def run(
 
     console = Console(highlight=False)
     try:
-        with _stoppable():
+        with stoppable():
             layers = read_layers(model, recipe, settings or [])
             resolved = _resolve(layers)
             check_model(model)
@@ -107,7 +104,7 @@ def run(
         raise typer.Exit(error.exit_code) from None
     except (KeyboardInterrupt, Terminated) as stop:
         _complain("Stopped. Finished stages are kept: the same command continues where this one stopped.")
-        raise typer.Exit(SIGTERM_EXIT if isinstance(stop, Terminated) else SIGINT_EXIT) from None
+        raise typer.Exit(exit_code_of(stop)) from None
 
 
 def _run_job(job: "Job", output: Path, console: "Console", *, layers: Sequence[str], quiet: bool) -> None:
@@ -199,21 +196,119 @@ def check_files(labeled: Path, unlabeled: Path, validation: Path | None, test: P
     check_unlabeled(unlabeled)
 
 
-# --- ends -------------------------------------------------------------------------------------------------------------
+# --- the service ------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; 0.0.0.0 is all.  [default: 127.0.0.1]", show_default=False)
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port; 0 takes a free one.  [default: 8000]", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of all data.  [default: semievol-data]", show_default=False)
+    ] = None,
+    worker: Annotated[
+        bool | None,
+        typer.Option(
+            "--worker/--no-worker",
+            help="Do the jobs' work here, too.  [default: yes, unless SEMIEVOL_BROKER_URL is set]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Run the service: the HTTP API and a worker, until Ctrl-C.
+
+    Settings come from the environment (SEMIEVOL_...); options win over it. The first start makes an admin's key,
+    prints it once, and writes it to admin.key in the data folder.
+    """
+    with _setup_errors():
+        from worker.first_start import read_settings
+        from worker.serve import serve as run_service
+
+        plain = "text" if sys.stderr.isatty() and "SEMIEVOL_LOG_FORMAT" not in os.environ else None
+        settings = read_settings(host=host, port=port, data=data, log_format=plain)
+        works = not settings.broker_url if worker is None else worker
+        raise typer.Exit(run_service(settings, _say, worker=works))
+
+
+@app.command("api-process", hidden=True)
+def api_process(fd: Annotated[int, typer.Option(help="The listening socket.")]) -> None:
+    """The API alone, on a socket that is there already: a child of `serve`."""
+    import socket
+
+    import uvicorn
+
+    from api.main import app as build_api
+
+    config = uvicorn.Config(build_api(), log_config=None, access_log=False, timeout_graceful_shutdown=3)
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=fd)])
+
+
+@app.command()
+def worker(
+    queues: Annotated[str, typer.Option(help="Kinds of work to take: gpu, cpu or both.")] = "gpu,cpu",
+    poll: Annotated[bool, typer.Option("--poll", help="Look into the database even if there is a broker.")] = False,
+) -> None:
+    """Do jobs' work: from the broker if SEMIEVOL_BROKER_URL is set, else by looking into the database."""
+    with _setup_errors():
+        from worker.first_start import read_settings
+
+        settings = read_settings()
+        kinds = [kind.strip() for kind in queues.split(",")]
+        if not kinds or not set(kinds) <= {"gpu", "cpu"}:
+            raise typer.BadParameter(f"{queues!r} is not gpu, cpu or gpu,cpu", param_hint="--queues")
+        by_broker = bool(settings.broker_url) and not poll
+        if not by_broker and len(set(kinds)) == 1:
+            raise typer.BadParameter("a worker that polls takes all work; queues need a broker", param_hint="--queues")
+        command = _celery_command(kinds) if by_broker else ["-m", "worker.local"]
+        os.execv(sys.executable, [sys.executable, "-P", *command])
+
+
+def _celery_command(kinds: Sequence[str]) -> list[str]:
+    import secrets
+
+    queues = ",".join(f"semievol-{kind}" for kind in kinds)
+    limits = ["--concurrency=1", "--prefetch-multiplier=1", f"--hostname=semievol-{secrets.token_hex(4)}@%h"]
+    return ["-m", "celery", "-A", "worker.app", "worker", *limits, "-Q", queues]
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database (SEMIEVOL_DATABASE_URL) to this version. `serve` does it by itself for SQLite."""
+    with _setup_errors():
+        from worker import first_start
+
+        settings = first_start.read_settings()
+        database = first_start.open_database(settings)
+        before, after = first_start.migrate(database)
+        database.close()
+        where = database.url.render_as_string(hide_password=True)
+        _say(
+            f"{where} is at version {after} already."
+            if before == after
+            else f"{where}: migrated from {f'version {before}' if before else 'nothing'} to version {after}."
+        )
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM unwinds the run as Ctrl-C does, so that temporary files go and the terminal is given back."""
+def _setup_errors() -> Iterator[None]:
+    """What is wrong with settings, port, folder or database is said in a line each; the exit code is 2."""
+    from worker.first_start import SetupError
 
-    def terminate(signal_number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except SetupError as error:
+        for line in str(error).splitlines():
+            _complain(f"semievol: {line}")
+        raise typer.Exit(2) from None
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)
 
 
 def _complain(message: str) -> None:

@@ -85,6 +85,8 @@ def _parse(url: str) -> httpx.URL:
         raise AddressRefused("this is no url") from None
     if parsed.scheme not in {"http", "https"} or not parsed.host:
         raise AddressRefused("the url begins with https:// or http:// and names a host")
+    if parsed.port is not None and not 1 <= parsed.port <= 65535:
+        raise AddressRefused("the url's port is 1 to 65535")
     if parsed.userinfo:
         raise AddressRefused("the url must not hold a name or password; the signature proves who sends")
     return parsed

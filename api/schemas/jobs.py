@@ -3,10 +3,12 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.schemas.common import Body
 
+MAX_DEPTH = 20
+"""Of a request's JSON; a recipe needs five."""
 Auto = Literal["auto"]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
@@ -97,6 +99,19 @@ class JobCreate(Body):
     semievol: SemievolBlock | None = Field(None, description="The same as `method.semievol`; what `extra_body` sends.")
     hyperparameters: Hyperparameters | None = None
     integrations: list[dict[str, Any]] | None = Field(None, description="None are offered; null or empty.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shallow(cls, given: Any) -> Any:
+        """Blocks are free in form until the recipe is resolved; pydantic and json give up on deep ones."""
+        level, depth = [given], 0
+        while level:
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ValueError(f"the JSON is nested more than {MAX_DEPTH} deep")
+            nested = [item for item in level if isinstance(item, (dict, list))]
+            level = [child for item in nested for child in (item.values() if isinstance(item, dict) else item)]
+        return given
 
 
 class LabelEdit(Body):

@@ -245,6 +245,26 @@ def test_differing_hyperparameters_are_ambiguous(service: Service) -> None:
     error(service.client.post(JOBS, json=request), 400, "ambiguous_method")
 
 
+@pytest.mark.parametrize("depth", [100, 300, 900, 5000])
+@pytest.mark.parametrize("place", ["semievol", "method", "integrations"])
+def test_a_deeply_nested_body_is_refused(service: Service, depth: int, place: str) -> None:
+    nested = '{"a":' * depth + "1" + "}" * depth
+    value = {
+        "semievol": f'{{"unlabeled_file": "file-1", "selection": {nested}}}',
+        "method": f'{{"type": "dpo", "dpo": {nested}}}',
+        "integrations": f"[{nested}]",
+    }[place]
+    text = f'{{"model": "tiny", "training_file": "file-1", "{place}": {value}}}'
+    headers = {"Content-Type": "application/json"}
+    for path in (JOBS, f"{JOBS}/validate"):
+        answer = service.client.post(path, content=text, headers=headers)
+        if path == JOBS:
+            assert answer.status_code in {400, 422}, answer.text
+            assert answer.json()["error"]["code"]
+        else:
+            assert answer.status_code in {200, 400, 422}, answer.text
+
+
 def test_a_job_keeps_what_it_needs_of_its_files(service: Service) -> None:
     job = rows.job_row(service, rows.create(service, seed=None))
     assert set(job.inputs) == {"labeled", "unlabeled"}

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,8 +212,9 @@ def _environment(folder: Path, **more: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def sqlite_stack(tmp_path: Path) -> Iterator[Stack]:
+@contextmanager
+def open_sqlite(tmp_path: Path) -> Iterator[Stack]:
+    """SQLite in a folder; workers are started by the test."""
     url = f"sqlite:///{tmp_path / 'data' / 'semievol.db'}"
     database = Database(url)
     database.migrate()
@@ -223,6 +224,12 @@ def sqlite_stack(tmp_path: Path) -> Iterator[Stack]:
     finally:
         stack.stop_workers()
         database.close()
+
+
+@pytest.fixture
+def sqlite_stack(tmp_path: Path) -> Iterator[Stack]:
+    with open_sqlite(tmp_path) as stack:
+        yield stack
 
 
 @pytest.fixture
@@ -241,7 +248,33 @@ def postgres_stack(tmp_path: Path) -> Iterator[Stack]:
         yield stack
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def stack(request: pytest.FixtureRequest) -> Stack:
-    found: Stack = request.getfixturevalue(f"{request.param}_stack")
-    return found
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Digests of all that the job leaves on SQLite with one worker, when nothing happens to it."""
+    with open_sqlite(tmp_path_factory.mktemp("undisturbed")) as stack:
+        job_id = stack.post_job()
+        stack.start_worker()
+        assert stack.wait_until_over(job_id).status == "succeeded"
+        stack.check_invariants(job_id)
+        return stack.results(job_id)
+
+
+def state_of(stack: Stack, unit_id: str) -> str:
+    with stack.database.read() as session:
+        return session.get_one(Unit, unit_id).state
+
+
+def supervisor_of(worker: int, stack: Stack) -> int:
+    """The process that owns units: the poller itself, or Celery's pool child."""
+    if stack.redis is None:
+        return worker
+    children = [pid for pid in pids() if _parent(pid) == worker and alive(pid)]
+    return max(children)
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[1])

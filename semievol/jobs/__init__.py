@@ -1,0 +1,1 @@
+"""`semievol jobs`: what the service can do, from a shell."""
