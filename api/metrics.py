@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from store.database import Database, now
 from store.models import Job, StageRow, Unit, Worker
+from store.states import ACTIVE
 
 _SHARD = re.compile(r"-[0-9]+$")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -49,7 +50,7 @@ class QueueCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """See `Collector`."""
         with self.database.read() as session:
-            yield _ages(session, "queue_age", "Age of the oldest ready unit.", "ready")
+            yield _ages(session, "queue_age", "Age of the oldest ready unit of an active job.", "ready")
             yield _ages(session, "lease_age", "Time since the start of the oldest running unit.", "running")
             yield _by_state(session)
             yield _by_status(session)
@@ -59,7 +60,10 @@ class QueueCollector(Collector):
 
 def _ages(session: Session, name: str, text: str, state: str) -> Metric:
     since = Unit.ready_at if state == "ready" else Unit.started_at
-    age = session.execute(select(now() - func.min(since)).where(Unit.state == state)).scalar_one()
+    active = select(Job.id).where(Job.status.in_(ACTIVE))  # units of a paused job wait for a person, not for a worker
+    age = session.execute(
+        select(now() - func.min(since)).where(Unit.state == state, Unit.job_id.in_(active))
+    ).scalar_one()
     return GaugeMetricFamily(f"semievol_{name}_seconds", text, value=max(0.0, age or 0.0))
 
 

@@ -29,6 +29,8 @@ from worker import artifacts
 from worker.plan import EXPORT, REVIEW, SELECT, Committed, JobSpec, next_steps
 
 MAX_LOSS_EVENTS = 50
+IO_ERROR = "io_error"
+"""What a runner calls trouble with disks and object stores, which is nobody's fault."""
 MAX_OWN_FAILURES = 2
 """Attempts that may end in an error nobody foresaw before the job fails with it."""
 
@@ -139,6 +141,8 @@ def give_back(session: Session, claim: Claim, reason: str) -> None:
 
 def unit_failed(session: Session, claim: Claim, error: dict[str, Any], max_attempts: int) -> set[str]:
     """The runner told an error. The job's own fault ends the job; what nobody foresaw is tried again a few times."""
+    if error["code"] == IO_ERROR:
+        return runner_lost(session, claim, error["message"], max_attempts)
     failed = session.scalar(select(Unit.failed).where(Unit.id == claim.unit_id)) or 0
     if error["own"] or failed + 1 >= min(MAX_OWN_FAILURES, max_attempts):
         if units.fail(session, claim):
@@ -147,15 +151,16 @@ def unit_failed(session: Session, claim: Claim, error: dict[str, Any], max_attem
     return _again(session, claim, f"{error['code']}: {error['message']}", failed=Unit.failed + 1)
 
 
-def runner_lost(session: Session, claim: Claim, status: int, log: str, max_attempts: int) -> set[str]:
-    """The runner ended without a word: killed, or its engine died."""
+def runner_lost(session: Session, claim: Claim, cause: str, max_attempts: int) -> set[str]:
+    """Infrastructure ended the attempt: the runner was killed, its engine died, the object store is away."""
     lost = session.scalar(select(Unit.lost).where(Unit.id == claim.unit_id)) or 0
-    cause = f"signal {status - 128}" if status > 128 else f"status {status}"
     if lost + 1 >= max_attempts:
         if units.fail(session, claim):
-            _fail(session, claim.job_id, "worker_lost", f"{claim.name} ended {lost + 1} times without a word ({cause})")
+            _fail(
+                session, claim.job_id, "worker_lost", f"{claim.name} was lost {lost + 1} times; the last time: {cause}"
+            )
         return set()
-    return _again(session, claim, f"the runner ended with {cause}", lost=Unit.lost + 1)
+    return _again(session, claim, cause, lost=Unit.lost + 1)
 
 
 def fail_worn_out(session: Session, unit_id: str, job_id: str, lost: int, max_attempts: int) -> bool:

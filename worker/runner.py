@@ -22,7 +22,7 @@ from semievol.errors import DataError, SemiEvolError
 from semievol.pipeline import Job, Step
 from semievol.ports import Backend
 from semievol.workdir import Stage
-from store.objects import open_objects
+from store.objects import ObjectMissing, open_objects
 from store.settings import Settings
 from worker import plan
 from worker.cache import Cache, store_folder
@@ -183,6 +183,14 @@ class _Late:
         return getattr(self._build(), name)
 
 
+def _code_of(error: Exception) -> str:
+    """The stable code of an error that is none of ours."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out_of_memory"
+    away = isinstance(error, ObjectMissing) or type(error).__module__.startswith(("botocore", "boto3", "urllib3"))
+    return "io_error" if away else "internal_error"
+
+
 def _in_users_words(error: SemiEvolError, spec: plan.JobSpec) -> dict[str, str | None]:
     """Message and parameter of an error, with the user's file names instead of ours."""
     if not isinstance(error, DataError):
@@ -220,9 +228,8 @@ def main(spec_path: str) -> int:
         return EXIT_FAILED
     except Exception as error:  # noqa: BLE001  -- the outermost frame
         traceback.print_exc()
-        out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        code = "out_of_memory" if out_of_memory else "internal_error"
-        pipe.tell("error", code=code, message=f"{type(error).__name__}: {error}", own=out_of_memory)
+        code = _code_of(error)
+        pipe.tell("error", code=code, message=f"{type(error).__name__}: {error}", own=code == "out_of_memory")
         return EXIT_FAILED
     return EXIT_DONE
 

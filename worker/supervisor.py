@@ -51,6 +51,12 @@ class Outcome:
     error: dict[str, Any] | None
     log: str
 
+    def cause(self) -> str:
+        """How it ended, and the last line of its log, for people."""
+        how = f"signal {self.status - 128}" if self.status > 128 else f"status {self.status}"
+        last = self.log.strip().rpartition("\n")[2]
+        return f"the runner ended with {how}" + (f": {last[:300]}" if last else "")
+
 
 @dataclass(slots=True)
 class Progress:
@@ -243,9 +249,7 @@ class Attempt:
             elif outcome.error is not None and outcome.status != EXIT_STOPPED:
                 rings = commits.unit_failed(session, self.claim, outcome.error, self.settings.max_attempts)
             else:
-                rings = commits.runner_lost(
-                    session, self.claim, outcome.status, outcome.log, self.settings.max_attempts
-                )
+                rings = commits.runner_lost(session, self.claim, outcome.cause(), self.settings.max_attempts)
         if rings:
             self.supervisor.ring(rings)
 
