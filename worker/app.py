@@ -88,8 +88,9 @@ def _child_starts(**_: Any) -> None:
     """A pool child does not outlive its main process, and its runner does not outlive it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    database = _parts()[1]
+    settings, database = _parts()
     with database.write() as session:
+        registry.end_leftovers(session, settings.data)
         registry.register(session, registry.worker_id(), _kinds())
 
 
@@ -100,7 +101,7 @@ def _main_is_ready(**_: Any) -> None:
     database = Database(settings.database_url)
     database.check()
     with database.write() as session:
-        registry.end_leftovers(session)
+        registry.end_leftovers(session, settings.data)
     stopping = threading.Event()
     signals.worker_shutting_down.connect(lambda **_: stopping.set(), weak=False)
 

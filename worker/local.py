@@ -39,8 +39,7 @@ class Poller:
         self.database.check()
         self.objects.check()
         with self.database.write() as session:
-            for group in registry.end_leftovers(session):
-                log.warning("ended the process group %d that a dead worker left", group)
+            registry.end_leftovers(session, self.settings.data)
         threads = [
             threading.Thread(target=self._work, args=(slot,), name=f"slot-{slot}")
             for slot in range(self.settings.slots)

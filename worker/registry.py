@@ -1,6 +1,8 @@
 """Who works on what: rows for people to look at, and for ending what a dead worker on this machine left alive."""
 
+import logging
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from sqlalchemy.orm import Session
 from store.database import now
 from store.models import Worker
 
+log = logging.getLogger(__name__)
 FORGOTTEN_SECONDS = 3600
 
 
@@ -49,21 +52,25 @@ def record_runner(session: Session, identity: str, unit_id: str | None, pid: int
     )
 
 
-def end_leftovers(session: Session) -> list[int]:
-    """Kill process groups that dead workers of this machine left behind; their ids.
+def scratch_of(data: Path, identity: str) -> Path:
+    """Where a worker's attempts keep their files."""
+    return data / "scratch" / identity.replace(":", "-")
+
+
+def end_leftovers(session: Session, data: Path) -> None:
+    """Kill the process groups that dead workers of this machine left behind, and remove their files.
 
     A process id may have been given to somebody else since: only one with the recorded start time is ours.
     """
-    ended = []
     for row in session.scalars(select(Worker).where(Worker.id.startswith(f"{socket.gethostname()}:"))):
         owner = int(row.id.split(":")[1])
         if owner == os.getpid() or process_start(owner) is not None:
             continue
         if row.runner_pid is not None and process_start(row.runner_pid) == row.runner_started:
+            log.warning("ending the process group %d that the dead worker %s left", row.runner_pid, row.id)
             os.killpg(row.runner_pid, signal.SIGKILL)
-            ended.append(row.runner_pid)
+        shutil.rmtree(scratch_of(data, row.id), ignore_errors=True)
         session.delete(row)
-    return ended
 
 
 def process_start(pid: int) -> float | None:

@@ -105,7 +105,8 @@ class Attempt:
     def __init__(self, supervisor: Supervisor, claim: Claim, spec: JobSpec) -> None:
         self.supervisor, self.claim, self.spec = supervisor, claim, spec
         self.settings, self.database = supervisor.settings, supervisor.database
-        self.scratch = self.settings.data / "scratch" / f"{claim.unit_id}-{claim.token[:8]}"
+        own = registry.scratch_of(self.settings.data, supervisor.worker_id)
+        self.scratch = own / f"{claim.unit_id}-{claim.token[:8]}"
         self.process: subprocess.Popen[bytes] | None = None
         self.progress = Progress()
         self.error: dict[str, Any] | None = None
@@ -176,6 +177,8 @@ class Attempt:
                 if stream is not None:
                     stream.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
+        with suppress(OSError):
+            self.scratch.parent.rmdir()
         with self.database.write() as session:
             registry.record_runner(session, self.supervisor.worker_id, None, None)
 

@@ -35,7 +35,7 @@ def test_cancel_frees_the_worker_within_ten_seconds(sqlite_stack: Stack, unit: s
     next_job = sqlite_stack.post_job()
     sqlite_stack.wait_until_running(next_job, "prepare", done=0)
     assert time.monotonic() - asked < 10
-    wait_for(lambda: not list((sqlite_stack.folder / "data" / "scratch").glob(f"{running.id}-*")), "clean scratch")
+    wait_for(lambda: not list((sqlite_stack.folder / "data" / "scratch").glob(f"*/{running.id}-*")), "clean scratch")
     with sqlite_stack.database.write() as session:
         jobs.move(session, next_job, "cancelled", "Cancelled")
     sqlite_stack.stop_workers()
