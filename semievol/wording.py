@@ -31,6 +31,7 @@ _STAGES = {
     "semievol-test": "Measure SemiEvol",
     "review": "Apply the review",
     "publish": "Write adapter and report",
+    "export": "Pack the results",
 }
 _PATH = re.compile(r"(?:round-(?P<round>\d+)/)?(?P<stage>.+?)(?:-(?P<shard>\d{5}))?")
 

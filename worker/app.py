@@ -14,12 +14,13 @@ import threading
 from functools import cache
 from typing import Any
 
+import redis
 from celery import Celery, signals
 from kombu import Queue  # type: ignore[attr-defined]
 from kombu.exceptions import OperationalError as BrokerError
 
 from store import webhooks
-from store.database import Database
+from store.database import Database, DatabaseError
 from store.objects import open_objects
 from store.settings import Settings
 from store.states import QUEUES, TASK
@@ -81,6 +82,36 @@ def work() -> None:
 def _kinds() -> tuple[str, ...]:
     served = set(app.amqp.queues.consume_from)
     return tuple(kind for kind, queue in QUEUES.items() if queue in served)
+
+
+@signals.celeryd_init.connect  # type: ignore[untyped-decorator]
+def _check(**_: Any) -> None:
+    """Refuse to start over a database of another version or a broker that throws messages away."""
+    settings, database = _parts()
+    try:
+        database.check()
+        open_objects(settings).check()
+        check_broker(settings.broker_url)
+    except (DatabaseError, OSError, BrokerUnfit) as error:
+        sys.exit(f"semievol worker: {error}")
+    finally:
+        database.close()  # no connection may be shared over the fork
+
+
+class BrokerUnfit(Exception):
+    """The broker may lose messages; the message says what to set."""
+
+
+def check_broker(url: str) -> None:
+    """Raises BrokerUnfit. A broker that is away is waited for, so it is no error here."""
+    try:
+        with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
+            policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
+    except redis.RedisError as error:
+        log.warning("the broker's settings cannot be read yet: %s", error)
+        return
+    if policy not in (None, "noeviction"):
+        raise BrokerUnfit(f"Redis evicts its queue under maxmemory-policy {policy}; set noeviction")
 
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]

@@ -170,10 +170,10 @@ class Deployment:
 _DATABASE = "SEMIEVOL_DATABASE_URL"
 
 
-def input_files(folder: Path) -> dict[str, Path]:
+def input_files(folder: Path, unlabeled: int = UNLABELED) -> dict[str, Path]:
     """Small help-desk files, the same ones each time."""
     if not folder.exists():
-        write(folder, HELPDESK, draw(HELPDESK, 91, 24, UNLABELED, 24))
+        write(folder, HELPDESK, draw(HELPDESK, 91, 24, unlabeled, 24))
     return {role: folder / f"{role}.jsonl" for role in ("labeled", "unlabeled", "test")}
 
 
