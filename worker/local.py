@@ -87,7 +87,8 @@ class Poller:
 def main() -> int:
     """Poll until told to stop."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("alembic", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     poller = Poller(Settings())
 
     def stop(number: int, frame: FrameType | None) -> None:
