@@ -85,7 +85,7 @@ def free_port() -> int:
         return port
 
 
-def wait_for(look: Callable[[], T], what: str, seconds: float = 90) -> T:
+def wait_for(look: Callable[[], T], what: str, seconds: float = 240) -> T:
     """What `look` returns once it is true. Fails, saying what was waited for."""
     deadline = time.monotonic() + seconds
     while not (found := look()):

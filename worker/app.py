@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 from celery import Celery, signals
-from kombu import Queue  # type: ignore[attr-defined]
+from kombu import Exchange, Queue  # type: ignore[attr-defined]
 from kombu.exceptions import OperationalError as BrokerError
 
 from store import webhooks
@@ -33,6 +33,11 @@ STOPPING = multiprocessing.get_context("fork").Event()
 """Set in the main process, seen in its pool child: a warm shutdown shall not wait for hours of work."""
 
 
+def _queue(name: str) -> Any:
+    """A queue that only messages of its own name reach; left to Celery, all would share one exchange."""
+    return Queue(name, Exchange(name, type="direct"), routing_key=name)  # type: ignore[no-untyped-call]
+
+
 def _celery(settings: Settings) -> Celery:
     made = Celery("semievol", broker=settings.broker_url)
     made.conf.update(
@@ -44,7 +49,7 @@ def _celery(settings: Settings) -> Celery:
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_transport_options={"socket_timeout": 5, "socket_connect_timeout": 5},
-        task_queues=[Queue(name) for name in QUEUES.values()],  # type: ignore[no-untyped-call]
+        task_queues=[_queue(name) for name in QUEUES.values()],
         task_default_queue=QUEUES["cpu"],
     )
     return made

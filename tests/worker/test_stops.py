@@ -55,14 +55,15 @@ def test_pause_and_resume_lose_at_most_a_checkpoint(
         assert jobs.pause(session, job_id)
     wait_for(lambda: gone(group), "the end of the runner", 20)
     assert stack.job(job_id).status == "paused"
+    # A shard that was nearly done may have ended instead of stopping; a training of 60 steps has not.
+    wait_for(lambda: state_of(stack, running.id) in {"ready", "done"}, "the unit to be given back")
     with stack.database.read() as session:
-        paused = wait_for(lambda: state_of(stack, running.id) == "ready", "the unit to be given back")
-        assert paused
         unit_row = session.get_one(Unit, running.id)
-        assert (unit_row.lost, unit_row.failed) == (0, 0)
-        if unit.endswith("train"):
-            assert unit_row.checkpoint is not None
-            assert unit_row.checkpoint["step"] >= running.done
+    assert (unit_row.lost, unit_row.failed) == (0, 0)
+    if unit.endswith("train"):
+        assert unit_row.state == "ready"
+        assert unit_row.checkpoint is not None
+        assert unit_row.checkpoint["step"] >= running.done
     with stack.database.write() as session:
         assert jobs.resume(session, job_id)
     assert stack.wait_until_over(job_id).status == "succeeded"
