@@ -39,8 +39,8 @@ class Caller:
     admin: bool
 
 
-def services(request: Request) -> Services:
-    """The parts that `main` built."""
+async def services(request: Request) -> Services:
+    """The parts that `main` built. Asynchronous only because FastAPI calls others in a thread, which takes longer."""
     found: Services = request.app.state.services
     return found
 

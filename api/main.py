@@ -14,7 +14,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from api.auth import RateLimiter, Uses, caller
+from api.auth import KnownKeys, RateLimiter, Uses, caller
 from api.deps import Bell, Services
 from api.docs import docs
 from api.doorbell import build_bell
@@ -77,6 +77,7 @@ def create_app(settings: Settings, *, bell: Bell | None = None) -> FastAPI:
     made.state.services = parts
     made.state.limiter = RateLimiter(settings.requests_per_minute)
     made.state.uses = Uses()
+    made.state.known_keys = KnownKeys()
     made.state.registry = latency.registry
     _add_routes(made)
     _add_errors(made, settings)

@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, func, select, text
+from sqlalchemy import ColumnElement, Select, and_, or_, select, text
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from store.models import PseudoLabel
 
@@ -124,10 +124,17 @@ def _matching(job_id: str, wanted: LabelFilter) -> Select[PseudoLabel]:
     return select(PseudoLabel).where(PseudoLabel.job_id == job_id, *asked)
 
 
+def _reviewed(
+    edited: InstrumentedAttribute[Any], decided: InstrumentedAttribute[Any], value: Any
+) -> ColumnElement[bool]:
+    """As a person left it. Not `coalesce`, of which PostgreSQL's planner does not know how many rows match."""
+    return or_(edited == value, and_(edited.is_(None), decided == value))
+
+
 _CONDITIONS: Mapping[str, Callable[[Any], ColumnElement[bool]]] = {
-    "decision": lambda value: func.coalesce(PseudoLabel.reviewed_decision, PseudoLabel.decision) == value,
+    "decision": lambda value: _reviewed(PseudoLabel.reviewed_decision, PseudoLabel.decision, value),
     "reason": lambda value: PseudoLabel.reason == value,
-    "answer": lambda value: func.coalesce(PseudoLabel.reviewed_answer, PseudoLabel.answer) == value,
+    "answer": lambda value: _reviewed(PseudoLabel.reviewed_answer, PseudoLabel.answer, value),
     "min_entropy": lambda value: PseudoLabel.entropy >= value,
     "max_entropy": lambda value: PseudoLabel.entropy <= value,
     "round": lambda value: PseudoLabel.round == value,

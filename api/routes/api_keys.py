@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Request
 from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
-from api.auth import AdminDep
+from api.auth import AdminDep, KnownKeys
 from api.deps import SessionDep
 from api.errors import BadRequest, Conflict, NotFound
 from api.schemas.api_keys import KeyCreate, KeyView, NewKeyView
@@ -46,8 +46,8 @@ def list_api_keys(asking: AdminDep, session: SessionDep, limit: Limit = 100, aft
 
 
 @router.delete("/{key_id}", responses=errors(403, 404, 409))
-def delete_api_key(key_id: KeyId, asking: AdminDep, session: SessionDep) -> Deleted:
-    """Revoke a key, at once and for good. The last admin's key cannot be revoked."""
+def delete_api_key(key_id: KeyId, request: Request, asking: AdminDep, session: SessionDep) -> Deleted:
+    """Revoke a key, within a second and for good. The last admin's key cannot be revoked."""
     admins = session.scalars(select(ApiKey).where(ApiKey.admin, _valid()).order_by(ApiKey.id).with_for_update()).all()
     key = session.get(ApiKey, key_id)
     if key is None or key.revoked_at is not None:
@@ -57,6 +57,8 @@ def delete_api_key(key_id: KeyId, asking: AdminDep, session: SessionDep) -> Dele
         raise Conflict(message, code="last_admin_key", param="key_id")
     key.revoked_at = _time(session)
     session.flush()
+    known: KnownKeys = request.app.state.known_keys
+    known.forget()
     return Deleted(id=key_id, object="api_key")
 
 

@@ -91,7 +91,7 @@ def delete_file(file_id: FileId, asking: CallerDep, session: SessionDep) -> Dele
     response_class=Response,
     responses=errors(404, 416)
     | {
-        200: {"description": "The bytes.", "content": {"application/octet-stream": {}}},
+        200: {"description": "The bytes; their type follows the file's name.", "content": {"*/*": {}}},
         206: {"description": "The range of the bytes that was asked for."},
         302: {"description": "The bytes are at this address of the object store."},
         304: {"description": "The bytes that the client has are still right."},

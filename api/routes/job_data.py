@@ -122,7 +122,7 @@ def download_adapter(
     "/adapter/{name:path}",
     response_class=Response,
     responses=errors(404, 409, 416)
-    | {200: {"description": "The file.", "content": {"application/octet-stream": BINARY}}},
+    | {200: {"description": "The file.", "content": {"application/octet-stream": BINARY, "application/json": {}}}},
 )
 def download_adapter_file(
     job_id: str,

@@ -1,12 +1,15 @@
-"""A job as the client sees it. `read_jobs` asks three queries, however many jobs; the rest is pure."""
+"""A job as the client sees it. `read_jobs` asks one query, however many jobs; the rest is pure."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Double, case, cast, func, select
+from sqlalchemy import JSON, Double, ScalarSelect, bindparam, case, cast, func, select
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.functions import FunctionElement
 
 from api.schemas.jobs import JobError, JobView, ReviewView, SemievolView, StageView
 from store.database import now
@@ -58,72 +61,92 @@ class JobFacts:
 
     job: Job
     at: float
-    result_files: list[str] = field(default_factory=list)
-    units: list[UnitFacts] = field(default_factory=list)
-    stages: list[StageFacts] = field(default_factory=list)
+    result_files: list[str]
+    units: list[UnitFacts]
+    stages: list[StageFacts]
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class _lists(FunctionElement[list[Any]]):  # noqa: N801  -- reads as the SQL function it is
+    """An aggregate: a JSON list of lists, one for each row."""
+
+    type = JSON()
+    inherit_cache = True
+
+
+@compiles(_lists, "postgresql")
+def _lists_in_postgresql(element: Any, compiler: Any, **options: Any) -> str:
+    return f"coalesce(json_agg(json_build_array({compiler.process(element.clauses, **options)})), '[]')"
+
+
+@compiles(_lists, "sqlite")
+def _lists_in_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    def one(value: Any) -> str:
+        written: str = compiler.process(value, **options)
+        return f"json({written})" if isinstance(value.type, JSON) else written  # else it would be a string
+
+    return f"json_group_array(json_array({', '.join(map(one, element.clauses))}))"
+
+
+def _units() -> ScalarSelect[list[Any]]:
+    # Named in a subquery: PostgreSQL takes the same expression with parameters, twice, for two different ones.
+    name = case((Unit.name.like(_SHARDS), func.rtrim(Unit.name, "-0123456789")), else_=Unit.name).label("group_name")
+    part = case((Unit.total > 0, cast(Unit.done, Double) / Unit.total), else_=0.0).label("part")
+    named = select(Unit.__table__, name, part).where(Unit.job_id == Job.id).correlate(Job).subquery().c
+    grouped = select(
+        func.min(named.ready_at).label("ready_at"),
+        named.group_name,
+        named.state,
+        func.max(named.stage).label("stage"),
+        func.count().label("count"),
+        func.sum(named.done).label("done"),
+        func.sum(named.total).label("total"),
+        func.sum(named.part).label("part"),
+        func.min(named.started_at).label("started_at"),
+        func.max(named.finished_at).label("finished_at"),
+    ).group_by(named.group_name, named.state)
+    return select(_lists(*grouped.subquery().c)).scalar_subquery()
+
+
+def _stages() -> ScalarSelect[list[Any]]:
+    shown = (StageRow.number, StageRow.name, Unit.name, StageRow.seconds, StageRow.facts, StageRow.committed_at)
+    return (
+        select(_lists(*shown))
+        .join_from(StageRow, Unit, Unit.id == StageRow.unit_id)
+        .where(StageRow.job_id == Job.id, StageRow.name.not_like(_SHARDS))
+        .correlate(Job)
+        .scalar_subquery()
+    )
+
+
+def _files() -> ScalarSelect[list[Any]]:
+    return select(_lists(File.created_at, File.id)).where(File.job_id == Job.id).correlate(Job).scalar_subquery()
+
+
+_JOBS = (
+    select(Job, now(), _files(), _units(), _stages())
+    .where(Job.id.in_(bindparam("ids", expanding=True)), Job.project_id == bindparam("project"))
+    .execution_options(populate_existing=True)  # a move of this transaction went past the ORM
+)
+"""Made once, and one trip: a fifth of the time of a statement for each table, made for each request."""
 
 
 def read_jobs(session: Session, project_id: str, job_ids: Sequence[str]) -> list[JobFacts]:
     """The project's jobs of these ids, in their order; what is not there is left out."""
     if not job_ids:
         return []
-    rows = session.execute(
-        select(Job, File.id, now())
-        .outerjoin(File, File.job_id == Job.id)
-        .where(Job.id.in_(job_ids), Job.project_id == project_id)
-        .order_by(File.created_at, File.id)
-        .execution_options(populate_existing=True)  # a move of this transaction went past the ORM
-    ).all()
     found: dict[str, JobFacts] = {}
-    for job, file_id, at in rows:
-        facts = found.setdefault(job.id, JobFacts(job, at))
-        if file_id is not None:
-            facts.result_files.append(file_id)
-    for job_id, unit in _units(session, list(found)):
-        found[job_id].units.append(unit)
-    for job_id, stage in _stages(session, list(found)):
-        found[job_id].stages.append(stage)
-    return [found[job_id] for job_id in job_ids if job_id in found]
-
-
-def _units(session: Session, job_ids: list[str]) -> Iterable[tuple[str, UnitFacts]]:
-    # Named in a subquery: PostgreSQL takes the same expression with parameters, twice, for two different ones.
-    name = case((Unit.name.like(_SHARDS), func.rtrim(Unit.name, "-0123456789")), else_=Unit.name).label("group_name")
-    part = case((Unit.total > 0, cast(Unit.done, Double) / Unit.total), else_=0.0).label("part")
-    named = select(Unit.__table__, name, part).where(Unit.job_id.in_(job_ids)).subquery().c
-    rows = session.execute(
-        select(
-            named.job_id,
-            named.group_name,
-            named.state,
-            func.max(named.stage),
-            func.count(),
-            func.sum(named.done),
-            func.sum(named.total),
-            func.sum(named.part),
-            func.min(named.started_at),
-            func.max(named.finished_at),
+    for job, at, files, units, stages in session.execute(_JOBS, {"ids": job_ids, "project": project_id}):
+        found[job.id] = JobFacts(
+            job,
+            at,
+            [file_id for _, file_id in sorted(files)],
+            [UnitFacts(*values) for _, *values in sorted(units, key=itemgetter(0, 1))],
+            [StageFacts(*values) for _, *values in sorted(stages, key=itemgetter(0))],
         )
-        .group_by(named.job_id, named.group_name, named.state)
-        .order_by(func.min(named.ready_at), named.group_name)
-    )
-    for job_id, *values in rows:
-        values[4], values[5] = int(values[4]), int(values[5])  # PostgreSQL sums integers to decimals
-        yield job_id, UnitFacts(*values)
-
-
-def _stages(session: Session, job_ids: list[str]) -> Iterable[tuple[str, StageFacts]]:
-    rows = session.execute(
-        select(StageRow.job_id, StageRow.name, Unit.name, StageRow.seconds, StageRow.facts, StageRow.committed_at)
-        .join(Unit, Unit.id == StageRow.unit_id)
-        .where(StageRow.job_id.in_(job_ids), StageRow.name.not_like(_SHARDS))
-        .order_by(StageRow.number)
-    )
-    for job_id, *values in rows:
-        yield job_id, StageFacts(*values)
+    return [found[job_id] for job_id in job_ids if job_id in found]
 
 
 # --- the view ---------------------------------------------------------------------------------------------------------

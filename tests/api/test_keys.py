@@ -67,6 +67,7 @@ def test_a_key_ends_when_it_was_told_to(service: Service) -> None:
     assert service.anonymous.get("/v1/files", headers=bearer(made["key"])).status_code == 200
     with service.database.write() as session:
         session.get_one(ApiKey, made["id"]).expires_at = 1.0
+    service.app.state.known_keys.forget()
     assert service.anonymous.get("/v1/files", headers=bearer(made["key"])).status_code == 401
     past = service.client.post("/v1/api_keys", json={"name": "x", "expires_at": 1})
     assert error_of(past, 400)["code"] == "invalid_expires_at"
