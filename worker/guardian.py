@@ -2,67 +2,74 @@
 
 Leader of its own session and process group. The supervisor holds the other end of its standard input: when that
 closes, because the supervisor wants it or is dead, the whole group is killed, engine processes included. Parent-death
-signals alone would spare the engine's children. Run as a file, so that it starts in milliseconds.
+signals alone would spare the engine's children.
 """
 
 import ctypes
 import os
 import select
 import signal
-import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
 
 
-def end_group() -> None:
-    """Kill everybody in our group, ourselves last of all."""
-    os.killpg(0, signal.SIGKILL)
+def guard(run: Callable[[], int]) -> int:
+    """Call `run` in a child process and guard it until it ends; its status, 128 + signal if it was killed.
 
-
-def main(command: list[str]) -> int:
-    """Run the command until it ends or the supervisor lets go; its exit status, 128 + signal if it was killed."""
-    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-    waker, woken = os.pipe()
-    os.set_blocking(woken, False)
-    signal.set_wakeup_fd(woken)
+    To be called by the leader of a process group. Returns in the child too, with what `run` returned there.
+    """
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
-
-    def arm() -> None:
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+    child = os.fork()
+    if child == 0:
         if prctl is not None:
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=arm)  # noqa: PLW1509  -- single thread
+        _leave_to_the_child(woken, waker)
+        return run()
 
     def forward(number: int, frame: FrameType | None) -> None:
-        child.send_signal(number)  # to the runner alone: it stops its engine in order
+        with suppress(ProcessLookupError):
+            os.kill(child, number)  # to the runner alone: it stops its engine in order
 
     signal.signal(signal.SIGTERM, forward)
-    while child.poll() is None:
-        ready, _, _ = select.select([sys.stdin.fileno(), waker], [], [], 5)
-        if waker in ready:
-            os.read(waker, 512)
-        if sys.stdin.fileno() in ready and not os.read(sys.stdin.fileno(), 512):
-            end_group()
-    status = child.returncode
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        ready, _, _ = select.select([0, woken], [], [], 5)
+        if woken in ready:
+            os.read(woken, 512)
+        if 0 in ready and not os.read(0, 512):
+            os.killpg(0, signal.SIGKILL)
     _end_others()
-    return 128 - status if status < 0 else status
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
+
+
+def _leave_to_the_child(woken: int, waker: int) -> None:
+    """Undo what was set up for the guardian; the supervisor's pipe is not the runner's standard input."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.close(woken)
+    os.close(waker)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
 
 
 def _end_others() -> None:
     """The runner has ended; what it left behind in the group ends too."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
-    for entry in os.listdir("/proc") if os.path.isdir("/proc") else []:  # noqa: PTH112, PTH208  -- starts fast
+    for entry in os.listdir("/proc") if sys.platform == "linux" else []:  # noqa: PTH208  -- names are enough
         if entry.isdigit() and int(entry) != os.getpid():
-            try:
+            with suppress(ProcessLookupError):
                 if os.getpgid(int(entry)) == os.getpid():
                     os.kill(int(entry), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from types import FrameType
 
 from sqlalchemy.exc import OperationalError
@@ -59,19 +60,29 @@ class Poller:
         with self.database.write() as session:
             registry.register(session, identity, self.kinds)
         supervisor = Supervisor(
-            self.settings, self.database, self.objects, lambda kinds: self.ready.set(), self.stopping.is_set, slot
+            self.settings,
+            self.database,
+            self.objects,
+            lambda kinds: self.ready.set(),
+            self.kinds,
+            self.stopping.is_set,
+            slot,
         )
+        with closing(supervisor):
+            self._do_units(supervisor)
+        with self.database.write() as session:
+            registry.leave(session, identity)
+
+    def _do_units(self, supervisor: Supervisor) -> None:
         while not self.stopping.is_set():
             try:
-                busy = supervisor.work_once(self.kinds)
+                busy = supervisor.work_once()
             except OperationalError as error:
                 log.warning("waiting for the database: %s", error.orig)
                 busy = False
             if not busy:
                 self.ready.wait(self.settings.poll_seconds)
                 self.ready.clear()
-        with self.database.write() as session:
-            registry.leave(session, identity)
 
     def _sweep(self) -> None:
         def seen() -> None:

@@ -7,9 +7,6 @@ import json
 import os
 import selectors
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,13 +23,13 @@ from store.settings import Settings
 from store.states import ACTIVE, FINAL
 from store.units import Claim
 from worker import commits, registry
+from worker.forkserver import HEAVY, LOST, Forked, ForkServer
 from worker.messages import EXIT_DONE, EXIT_STOPPED, write_spec
 from worker.plan import JobSpec
 
 BEAT_SECONDS = 1.0
 """How often progress is written and the job's status is read, at most."""
 LOG_TAIL_BYTES = 2000
-GUARDIAN = Path(__file__).with_name("guardian.py")
 ROOT = Path(__file__).resolve().parent.parent
 
 Ring = Callable[[set[str]], None]
@@ -66,7 +63,7 @@ class Progress:
 
 
 class Supervisor:
-    """Does units one at a time. `stopping` says that this worker shall end."""
+    """Does units of some kinds, one at a time. `stopping` says that this worker shall end."""
 
     def __init__(
         self,
@@ -74,18 +71,24 @@ class Supervisor:
         database: Database,
         objects: ObjectStore,
         ring: Ring,
+        kinds: Sequence[str],
         stopping: Callable[[], bool],
         slot: int = 0,
     ) -> None:
         self.settings, self.database, self.objects, self.ring = settings, database, objects, ring
-        self.stopping = stopping
+        self.kinds, self.stopping = kinds, stopping
         self.worker_id = registry.worker_id(slot)
         self.beat = min(BEAT_SECONDS, settings.lease_seconds / 3)
+        self.runners = ForkServer(_environment(settings), HEAVY if "gpu" in kinds else ())
 
-    def work_once(self, kinds: Sequence[str]) -> bool:
+    def close(self) -> None:
+        """No more units."""
+        self.runners.close()
+
+    def work_once(self) -> bool:
         """Take a ready unit and do it; False if there was none."""
         with self.database.write() as session:
-            claim = units.claim(session, self.worker_id, kinds, self.settings.lease_seconds)
+            claim = units.claim(session, self.worker_id, self.kinds, self.settings.lease_seconds)
             if claim is None:
                 return False
             spec = commits.begin(session, claim)
@@ -93,7 +96,7 @@ class Supervisor:
         try:
             attempt.run()
         except LeaseLost:
-            attempt.kill()
+            pass  # whoever owns the unit now goes on; `clean_up` ends what we started
         finally:
             attempt.clean_up()
         return True
@@ -107,7 +110,7 @@ class Attempt:
         self.settings, self.database = supervisor.settings, supervisor.database
         own = registry.scratch_of(self.settings.data, supervisor.worker_id)
         self.scratch = own / f"{claim.unit_id}-{claim.token[:8]}"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Forked | None = None
         self.progress = Progress()
         self.error: dict[str, Any] | None = None
         self.stop_asked_at: float | None = None
@@ -119,63 +122,50 @@ class Attempt:
 
     def run(self) -> None:
         """Run the unit to its end. Raises LeaseLost."""
-        process = self._spawn()
+        try:
+            process = self.process = self._spawn()
+        except ChildProcessError as error:
+            self._conclude(Outcome(LOST, None, str(error)))
+            return
         self._record_runner(process)
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        lines = _Lines(process.stdout.fileno())
+        lines = _Lines(process.output)
         next_beat = 0.0
         with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while not lines.ended:
-                if selector.select(timeout=self.supervisor.beat / 2):
-                    for message in lines.read():
-                        self._hear(message)
+            selector.register(process.output, selectors.EVENT_READ)
+            selector.register(process, selectors.EVENT_READ)
+            while process.status is None or not lines.ended:
+                for ready, _ in selector.select(timeout=self.supervisor.beat / 2):
+                    if ready.fileobj is process:
+                        selector.unregister(process)
+                        process.wait()
+                    else:
+                        for message in lines.read():
+                            self._hear(message)
+                        if lines.ended:
+                            selector.unregister(process.output)
                 if time.monotonic() >= next_beat:
                     self._beat()
                     next_beat = time.monotonic() + self.supervisor.beat
                 self._kill_if_late()
-        status = process.wait()
-        self._conclude(Outcome(status, self.error, self._log_tail()))
+        self._conclude(Outcome(process.wait(), self.error, self._log_tail()))
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> Forked:
         self.scratch.mkdir(parents=True)
         spec_path = self.scratch / "spec.json"
         write_spec(
             spec_path, self.spec, unit=self.claim.name, scratch=str(self.scratch), checkpoint=self.claim.checkpoint
         )
-        command = [sys.executable, "-S", str(GUARDIAN), sys.executable, "-m", "worker.runner", str(spec_path)]
         with (self.scratch / "runner.log").open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-                cwd=self.scratch,
-                env=_environment(self.settings),
-            )
-        return self.process
+            return self.supervisor.runners.start(spec_path, log)
 
-    def _record_runner(self, process: subprocess.Popen[bytes]) -> None:
+    def _record_runner(self, process: Forked) -> None:
         with self.database.write() as session:
             registry.record_runner(session, self.supervisor.worker_id, self.claim.unit_id, process.pid)
 
-    def kill(self) -> None:
-        """End the whole process group now."""
-        process = self.process
-        if process is not None and process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
     def clean_up(self) -> None:
         """Leave neither processes nor scratch files."""
-        self.kill()
         if self.process is not None:
-            for stream in (self.process.stdin, self.process.stdout):
-                if stream is not None:
-                    stream.close()
+            self.process.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
         with suppress(OSError):
             self.scratch.parent.rmdir()
@@ -185,11 +175,12 @@ class Attempt:
     def _ask_to_stop(self, reason: str, grace_seconds: float) -> None:
         if self.stop_asked_at is None and self.process is not None:
             self.stop_asked_at, self.stop_reason, self.kill_after = time.monotonic(), reason, grace_seconds
-            self.process.send_signal(signal.SIGTERM)
+            self.process.ask_to_stop()
 
     def _kill_if_late(self) -> None:
-        if self.stop_asked_at is not None and time.monotonic() - self.stop_asked_at > self.kill_after:
-            self.kill()
+        late = self.stop_asked_at is not None and time.monotonic() - self.stop_asked_at > self.kill_after
+        if late and self.process is not None:
+            self.process.kill()
         if time.monotonic() > self.owned_until:
             raise LeaseLost
 
@@ -261,6 +252,7 @@ class _Lines:
     """JSON lines from a pipe that does not block."""
 
     def __init__(self, handle: int) -> None:
+        os.set_blocking(handle, False)
         self.handle, self.rest, self.ended = handle, b"", False
 
     def read(self) -> list[dict[str, Any]]:

@@ -128,15 +128,19 @@ def answer_in_file(content: bytes, index: int) -> str:
 # --- crashes ----------------------------------------------------------------------------------------------------------
 
 
-def test_job_survives_a_killed_api(small: Deployment, first: dict[str, bytes]) -> None:
+def test_job_survives_an_api_that_is_killed_twice(small: Deployment, first: dict[str, bytes]) -> None:
     job_id = small.post_job("killed API")
-    small.wait_until(job_id, "running")
-    wait_for(lambda: running_units(small), "work")
-    small.kill_api()
-    time.sleep(2)
-    small.start_api()
+    for unit in ("round-1/generate", "round-1/train"):
+        wait_for(lambda unit=unit: is_running(small, job_id, unit), unit)  # type: ignore[misc]
+        small.kill_api()
+        small.start_api()
     small.wait_for_success(job_id)
     check_same(small.results(job_id), first)
+
+
+def is_running(deployment: Deployment, job_id: str, unit: str) -> bool:
+    stages = deployment.job(job_id)["semievol"]["stages"]
+    return any(stage["unit"] == unit and stage["state"] == "running" for stage in stages)
 
 
 def test_job_posted_without_redis_runs_when_it_is_back(large: Deployment) -> None:

@@ -55,7 +55,7 @@ def test_pause_and_resume_lose_at_most_a_checkpoint(
         assert jobs.pause(session, job_id)
     wait_for(lambda: gone(group), "the end of the runner", 20)
     assert stack.job(job_id).status == "paused"
-    # A shard that was nearly done may have ended instead of stopping; a training of 60 steps has not.
+    # A shard that was nearly done may have ended instead of stopping; a training of 40 steps has not.
     wait_for(lambda: state_of(stack, running.id) in {"ready", "done"}, "the unit to be given back")
     with stack.database.read() as session:
         unit_row = session.get_one(Unit, running.id)
