@@ -1,8 +1,9 @@
-"""What all tests share: hypothesis without deadlines, the same examples in every run, and Ctrl-C that is heard."""
+"""What all tests share: no deadlines, the same examples in every run, Ctrl-C that is heard, slow files first."""
 
 import os
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,3 +17,10 @@ settings.register_profile(
     "default", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("default")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first: begun last, they would leave the other processes without work."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

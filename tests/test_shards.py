@@ -19,6 +19,7 @@ from semievol.seeds import seed_of
 from semievol.tables import answered_of, read_rows
 from semievol.workdir import Workdir, sha256_of
 
+pytestmark = pytest.mark.slow
 BASE = str(Path(__file__).parent.parent / "demo" / "base")
 SHARDS = 6
 

@@ -170,10 +170,10 @@ class Deployment:
 _DATABASE = "SEMIEVOL_DATABASE_URL"
 
 
-def input_files(folder: Path, unlabeled: int = UNLABELED) -> dict[str, Path]:
-    """Small help-desk files, the same ones each time."""
+def input_files(folder: Path, unlabeled: int = UNLABELED, test: int = 24) -> dict[str, Path]:
+    """Small help-desk files, the same ones each time; those that lie there already, whatever their size."""
     if not folder.exists():
-        write(folder, HELPDESK, draw(HELPDESK, 91, 24, unlabeled, 24))
+        write(folder, HELPDESK, draw(HELPDESK, 91, 24, unlabeled, test))
     return {role: folder / f"{role}.jsonl" for role in ("labeled", "unlabeled", "test")}
 
 

@@ -30,7 +30,7 @@ BASE = str(ROOT / "demo" / "base")
 RECIPE = {
     "warmup": {"learning_rate": 2e-3, "steps": 8, "batch_size": 8},
     "evolution": {"learning_rate": 2e-3, "steps": 40, "batch_size": 16},
-    "generation": {"max_new_tokens": 12, "shard_size": 64},
+    "generation": {"max_new_tokens": 12, "shard_size": 128},
     "evaluation": {"max_new_tokens": 12},
     "propagation": {"retriever": "bm25"},
 }
