@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV := uv==0.13.8
-JOBS ?= 2
+JOBS ?= 3
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -32,7 +32,8 @@ lint: $(INSTALLED) ## Format, lint, types and import contracts, without the test
 	@$(BIN)/lint-imports --cache-dir .cache/import-linter > .cache/import-linter.txt || { cat .cache/import-linter.txt; exit 1; }
 	@echo "Format, lint, types and import contracts: clean."
 
-# One thread a process and no network, so that results do not depend on the machine.
+# One thread a process and no network, so that results do not depend on the machine. JOBS is made for two cores: tests of
+# whole stacks wait for a third of their time.
 test: export HF_HUB_OFFLINE = 1
 test: export TOKENIZERS_PARALLELISM = false
 test: export OMP_NUM_THREADS = 1
