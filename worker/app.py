@@ -25,7 +25,8 @@ from store.objects import open_objects
 from store.settings import Settings
 from store.states import QUEUES, TASK
 from worker import registry, sweep
-from worker.supervisor import Supervisor
+from worker.forkserver import HEAVY, ForkServer
+from worker.supervisor import Supervisor, runner_environment
 
 log = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
@@ -85,7 +86,11 @@ def work() -> None:
 def _supervisor() -> Supervisor:
     """Of this pool child."""
     settings, database = _parts()
-    return Supervisor(settings, database, open_objects(settings), ring, _kinds(), STOPPING.is_set)
+    kinds = _kinds()
+    runners = ForkServer(runner_environment(settings), HEAVY if "gpu" in kinds else ())
+    return Supervisor(
+        settings, database, open_objects(settings), runners=runners, ring=ring, kinds=kinds, stopping=STOPPING.is_set
+    )
 
 
 def _kinds() -> tuple[str, ...]:

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from types import FrameType
 
 from sqlalchemy.exc import OperationalError
@@ -19,7 +18,8 @@ from store.database import Database, DatabaseError
 from store.objects import open_objects
 from store.settings import Settings
 from worker import registry, sweep
-from worker.supervisor import Supervisor
+from worker.forkserver import HEAVY, ForkServer
+from worker.supervisor import Supervisor, runner_environment
 
 log = logging.getLogger(__name__)
 KINDS = ("gpu", "cpu")
@@ -41,8 +41,9 @@ class Poller:
         self.objects.check()
         with self.database.write() as session:
             registry.end_leftovers(session, self.settings.data)
+        runners = ForkServer(runner_environment(self.settings), HEAVY if "gpu" in self.kinds else ())
         threads = [
-            threading.Thread(target=self._work, args=(slot,), name=f"slot-{slot}")
+            threading.Thread(target=self._work, args=(slot, runners), name=f"slot-{slot}")
             for slot in range(self.settings.slots)
         ]
         threads.append(threading.Thread(target=self._sweep, name="sweep"))
@@ -53,9 +54,10 @@ class Poller:
                 thread.join(timeout=0.2)
                 if not thread.is_alive():
                     self.stopping.set()  # one that died takes the others along
+        runners.close()
         self.database.close()
 
-    def _work(self, slot: int) -> None:
+    def _work(self, slot: int, runners: ForkServer) -> None:
         identity = registry.worker_id(slot)
         with self.database.write() as session:
             registry.register(session, identity, self.kinds)
@@ -63,17 +65,12 @@ class Poller:
             self.settings,
             self.database,
             self.objects,
-            lambda kinds: self.ready.set(),
-            self.kinds,
-            self.stopping.is_set,
-            slot,
+            runners=runners,
+            ring=lambda kinds: self.ready.set(),
+            kinds=self.kinds,
+            stopping=self.stopping.is_set,
+            slot=slot,
         )
-        with closing(supervisor):
-            self._do_units(supervisor)
-        with self.database.write() as session:
-            registry.leave(session, identity)
-
-    def _do_units(self, supervisor: Supervisor) -> None:
         while not self.stopping.is_set():
             try:
                 busy = supervisor.work_once()
@@ -83,6 +80,8 @@ class Poller:
             if not busy:
                 self.ready.wait(self.settings.poll_seconds)
                 self.ready.clear()
+        with self.database.write() as session:
+            registry.leave(session, identity)
 
     def _sweep(self) -> None:
         def seen() -> None:

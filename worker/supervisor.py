@@ -23,7 +23,7 @@ from store.settings import Settings
 from store.states import ACTIVE, FINAL
 from store.units import Claim
 from worker import commits, registry
-from worker.forkserver import HEAVY, LOST, Forked, ForkServer
+from worker.forkserver import LOST, Forked, ForkServer
 from worker.messages import EXIT_DONE, EXIT_STOPPED, write_spec
 from worker.plan import JobSpec
 
@@ -70,20 +70,17 @@ class Supervisor:
         settings: Settings,
         database: Database,
         objects: ObjectStore,
+        *,
+        runners: ForkServer,
         ring: Ring,
         kinds: Sequence[str],
         stopping: Callable[[], bool],
         slot: int = 0,
     ) -> None:
-        self.settings, self.database, self.objects, self.ring = settings, database, objects, ring
-        self.kinds, self.stopping = kinds, stopping
+        self.settings, self.database, self.objects = settings, database, objects
+        self.runners, self.ring, self.kinds, self.stopping = runners, ring, kinds, stopping
         self.worker_id = registry.worker_id(slot)
         self.beat = min(BEAT_SECONDS, settings.lease_seconds / 3)
-        self.runners = ForkServer(_environment(settings), HEAVY if "gpu" in kinds else ())
-
-    def close(self) -> None:
-        """No more units."""
-        self.runners.close()
 
     def work_once(self) -> bool:
         """Take a ready unit and do it; False if there was none."""
@@ -124,10 +121,9 @@ class Attempt:
         """Run the unit to its end. Raises LeaseLost."""
         try:
             process = self.process = self._spawn()
-        except ChildProcessError as error:
-            self._conclude(Outcome(LOST, None, str(error)))
+        except BrokenPipeError:
+            self._conclude(Outcome(LOST, None, "the fork server has just ended"))
             return
-        self._record_runner(process)
         lines = _Lines(process.output)
         next_beat = 0.0
         with selectors.DefaultSelector() as selector:
@@ -136,8 +132,11 @@ class Attempt:
             while process.status is None or not lines.ended:
                 for ready, _ in selector.select(timeout=self.supervisor.beat / 2):
                     if ready.fileobj is process:
-                        selector.unregister(process)
-                        process.wait()
+                        process.hear()
+                        if process.status is None:
+                            self._record_runner(process)
+                        else:
+                            selector.unregister(process)
                     else:
                         for message in lines.read():
                             self._hear(message)
@@ -265,7 +264,7 @@ class _Lines:
         return [json.loads(line) for line in lines]
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def runner_environment(settings: Settings) -> dict[str, str]:
     """What a runner sees: the settings' own names, and an engine that fetches nothing."""
     environment = {
         **os.environ,

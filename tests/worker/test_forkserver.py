@@ -31,7 +31,8 @@ def start(server: ForkServer, folder: Path, **act: Any) -> Forked:
 
 
 def tell(forked: Forked, lines: int) -> dict[str, Any]:
-    """The first lines of its output, as one dictionary."""
+    """The first lines of its output, as one dictionary. Afterwards the process id is known."""
+    forked.hear()
     text = b""
     while text.count(b"\n") < lines:
         text += os.read(forked.output, 4096)
@@ -71,6 +72,7 @@ def test_what_a_runner_leaves_behind_ends_with_it(server: ForkServer, tmp_path: 
 def test_a_killed_runner_or_guardian_takes_all_along(server: ForkServer, tmp_path: Path, victim: str) -> None:
     forked = start(server, tmp_path, child=True, sleep=600)
     told = tell(forked, 3)
+    assert forked.pid is not None
     os.kill(told["pid"] if victim == "runner" else forked.pid, signal.SIGKILL)
     assert forked.wait() == 128 + signal.SIGKILL
     forked.close()
@@ -93,17 +95,33 @@ def test_closing_kills_the_group(server: ForkServer, tmp_path: Path) -> None:
     wait_for(lambda: not any(map(alive, (told["pid"], told["child"], forked.pid))), "the end of the group")
 
 
-def test_a_killed_server_loses_its_runner_and_is_replaced(server: ForkServer, tmp_path: Path) -> None:
-    forked = start(server, tmp_path, child=True, sleep=600)
-    told = tell(forked, 3)
+def test_a_killed_server_leaves_its_runner_alone_and_is_replaced(server: ForkServer, tmp_path: Path) -> None:
+    forked = start(server, tmp_path, sleep=1, status=4)
+    tell(forked, 2)
     assert server.process is not None
-    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.kill()
+    server.process.wait()
+    again = start(server, tmp_path, status=3)
+    assert (again.wait(), forked.wait()) == (3, 4)
+    forked.close()
+    again.close()
+
+
+def test_runners_may_run_at_once(server: ForkServer, tmp_path: Path) -> None:
+    long = start(server, tmp_path, sleep=600)
+    tell(long, 2)
+    short = start(server, tmp_path, status=5)
+    assert short.wait() == 5
+    assert long.status is None
+    short.close()
+    long.close()
+
+
+def test_a_runner_that_is_stopped_before_it_starts_never_acts(server: ForkServer, tmp_path: Path) -> None:
+    forked = start(server, tmp_path, sleep=600)
+    forked.ask_to_stop()
     assert forked.wait() == LOST
     forked.close()
-    wait_for(lambda: not any(map(alive, (told["pid"], told["child"], forked.pid))), "the end of the group")
-    again = start(server, tmp_path, status=3)
-    assert again.wait() == 3
-    again.close()
 
 
 def test_a_dead_supervisor_takes_server_and_runner_along(tmp_path: Path) -> None:

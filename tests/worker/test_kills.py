@@ -9,23 +9,22 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("kind", "victim"),
+    ("kind", "victims"),
     [
-        ("sqlite", "runner"),
-        ("sqlite", "guardian"),
-        ("sqlite", "supervisor"),
-        ("postgres", "runner"),
-        ("postgres", "supervisor"),
-        ("postgres", "main"),
+        ("sqlite", ("runner", "guardian")),
+        ("sqlite", ("supervisor", "supervisor")),
+        ("postgres", ("runner", "runner")),
+        ("postgres", ("supervisor", "supervisor")),
+        ("postgres", ("main", "main")),
     ],
 )
 def test_kills_during_generation_and_training_change_nothing(
-    request: pytest.FixtureRequest, undisturbed: dict[str, str], kind: str, victim: str
+    request: pytest.FixtureRequest, undisturbed: dict[str, str], kind: str, victims: tuple[str, str]
 ) -> None:
     stack: Stack = request.getfixturevalue(f"{kind}_stack")
     job_id = stack.post_job()
     stack.start_worker()
-    for unit in ("round-1/generate", "round-1/train"):
+    for unit, victim in zip(("round-1/generate", "round-1/train"), victims, strict=True):
         end_one(stack, job_id, unit, victim)
     job = stack.wait_until_over(job_id)
     assert job.status == "succeeded", job.error
