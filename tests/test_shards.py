@@ -57,7 +57,9 @@ def test_the_number_of_workers_changes_no_byte(tmp_path: Path, answers: str) -> 
     write(data, HELPDESK, draw(HELPDESK, 78, 16, 16 * SHARDS, 8))
     answer_shards(data, tmp_path / "one", answers, list(range(SHARDS)))
     answer_shards(data, tmp_path / "three", answers, [])  # prepared once, before workers start
-    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(3, mp_context=processes) as pool:
         parts = [[4, 0], [5, 3], [1, 2]]
         for done in [pool.submit(answer_shards, data, tmp_path / "three", answers, part) for part in parts]:
             done.result()

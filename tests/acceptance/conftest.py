@@ -24,7 +24,7 @@ FINAL = {"succeeded", "failed", "cancelled"}
 JOBS = "/v1/fine_tuning/jobs"
 RECIPE: dict[str, Any] = {
     "warmup": {"learning_rate": 2e-3, "steps": 6, "batch_size": 8},
-    "evolution": {"learning_rate": 2e-3, "steps": 60, "batch_size": 16},
+    "evolution": {"learning_rate": 2e-3, "steps": 40, "batch_size": 16},
     "generation": {"max_new_tokens": 12, "shard_size": 32},
     "evaluation": {"max_new_tokens": 12, "deliver": "evolved"},
     "propagation": {"retriever": "bm25"},

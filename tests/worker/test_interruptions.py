@@ -1,4 +1,7 @@
-"""Every way to stop a job or a worker in order: cancel, pause and resume, and SIGTERM."""
+"""Kills, pauses, cancels and stopped workers: the job ends once, with the bytes of an undisturbed run.
+
+One file, so that one process makes the undisturbed run.
+"""
 
 import time
 
@@ -7,9 +10,48 @@ import pytest
 from store import jobs
 from store.models import Unit
 from tests.servers import wait_for
-from tests.worker.conftest import Stack, gone, state_of
+from tests.worker.conftest import Stack, gone, kill, state_of, supervisor_of
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("kind", "victims"),
+    [
+        ("sqlite", ("runner", "supervisor")),
+        ("postgres", ("runner", "runner")),
+        ("postgres", ("supervisor", "supervisor")),
+        ("postgres", ("main", "main")),
+    ],
+)
+def test_kills_during_generation_and_training_change_nothing(
+    request: pytest.FixtureRequest, undisturbed: dict[str, str], kind: str, victims: tuple[str, str]
+) -> None:
+    stack: Stack = request.getfixturevalue(f"{kind}_stack")
+    job_id = stack.post_job()
+    stack.start_worker()
+    for unit, victim in zip(("round-1/generate", "round-1/train"), victims, strict=True):
+        end_one(stack, job_id, unit, victim)
+    job = stack.wait_until_over(job_id)
+    assert job.status == "succeeded", job.error
+    assert stack.results(job_id) == undisturbed
+    stack.check_invariants(job_id)
+
+
+def end_one(stack: Stack, job_id: str, unit: str, victim: str) -> None:
+    """Kill the victim of the running unit, see the attempt end, and start a worker where none is left."""
+    worker = stack.workers[-1]
+    group = stack.runner_group(stack.wait_until_running(job_id, unit))
+    if victim in {"supervisor", "main"}:
+        owner = supervisor_of(worker.pid, stack)
+        group.append(owner)
+        kill(owner if victim == "supervisor" else worker.pid)
+    else:
+        group = group[1:]  # the guardian sees the runner's end
+        kill(group[0])
+    wait_for(lambda: gone(group), "the end of the old attempt", 15)
+    if worker.poll() is not None:
+        stack.start_worker()
 
 
 @pytest.mark.parametrize(("unit", "done"), [("propagate", 0), ("round-1/train", 1)])
