@@ -39,7 +39,7 @@ test: export TOKENIZERS_PARALLELISM = false
 test: export OMP_NUM_THREADS = 1
 test: export HYPOTHESIS_STORAGE_DIRECTORY = .cache/hypothesis
 test: $(INSTALLED) ## Run the tests in random order; ARGS="-k entropy" or a path narrows them
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: $(INSTALLED) ## Rewrite the code as 'make lint' wants it, as far as a machine can
 	@$(BIN)/ruff check --fix-only --quiet .

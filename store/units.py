@@ -36,7 +36,7 @@ def claim(session: Session, worker_id: str, kinds: Sequence[str], lease_seconds:
     ready = (
         select(Unit.id)
         .join(Job, Job.id == Unit.job_id)
-        .where(Unit.state == "ready", Unit.kind.in_(kinds), Job.status.in_(ACTIVE))
+        .where(Unit.state == "ready", Unit.ready_at <= now(), Unit.kind.in_(kinds), Job.status.in_(ACTIVE))
         .order_by(Unit.ready_at, Unit.id)
         .limit(1)
         .with_for_update(skip_locked=True, of=Unit)  # nothing on SQLite, where writers stand in line anyway
@@ -92,9 +92,9 @@ def cancel(session: Session, claim: Claim) -> bool:
     return _leave(session, claim, state="cancelled", finished_at=now())
 
 
-def release(session: Session, claim: Claim, **values: Any) -> bool:
-    """Give the unit back, ready for anybody; `values` say what the attempt is charged to."""
-    return _leave(session, claim, state="ready", ready_at=now(), rung_at=None, **values)
+def release(session: Session, claim: Claim, pause_seconds: float = 0.0, **values: Any) -> bool:
+    """Give the unit back, ready for anybody after the pause; `values` say what the attempt is charged to."""
+    return _leave(session, claim, state="ready", ready_at=now() + pause_seconds, rung_at=None, **values)
 
 
 def _leave(session: Session, claim: Claim, **values: Any) -> bool:
@@ -132,6 +132,7 @@ def unheard(session: Session, after_seconds: float) -> list[tuple[str, str]]:
         update(Unit)
         .where(
             Unit.state == "ready",
+            Unit.ready_at <= now(),
             func.coalesce(Unit.rung_at, 0) < now() - after_seconds,
             Unit.job_id.in_(select(Job.id).where(Job.status.in_(ACTIVE))),
         )

@@ -31,6 +31,8 @@ from worker.plan import EXPORT, REVIEW, SELECT, Committed, JobSpec, next_steps
 MAX_LOSS_EVENTS = 50
 IO_ERROR = "io_error"
 """What a runner calls trouble with disks and object stores, which is nobody's fault."""
+IO_PAUSE_SECONDS = 5.0
+"""Before the second attempt where storage failed; five attempts then span seven minutes."""
 MAX_OWN_FAILURES = 2
 """Attempts that may end in an error nobody foresaw before the job fails with it."""
 
@@ -142,7 +144,7 @@ def give_back(session: Session, claim: Claim, reason: str) -> None:
 def unit_failed(session: Session, claim: Claim, error: dict[str, Any], max_attempts: int) -> set[str]:
     """The runner told an error. The job's own fault ends the job; what nobody foresaw is tried again a few times."""
     if error["code"] == IO_ERROR:
-        return runner_lost(session, claim, error["message"], max_attempts)
+        return runner_lost(session, claim, error["message"], max_attempts, IO_PAUSE_SECONDS)
     failed = session.scalar(select(Unit.failed).where(Unit.id == claim.unit_id)) or 0
     if error["own"] or failed + 1 >= min(MAX_OWN_FAILURES, max_attempts):
         if units.fail(session, claim):
@@ -151,8 +153,11 @@ def unit_failed(session: Session, claim: Claim, error: dict[str, Any], max_attem
     return _again(session, claim, f"{error['code']}: {error['message']}", failed=Unit.failed + 1)
 
 
-def runner_lost(session: Session, claim: Claim, cause: str, max_attempts: int) -> set[str]:
-    """Infrastructure ended the attempt: the runner was killed, its engine died, the object store is away."""
+def runner_lost(session: Session, claim: Claim, cause: str, max_attempts: int, pause_seconds: float = 0.0) -> set[str]:
+    """Infrastructure ended the attempt: the runner was killed, its engine died, the object store is away.
+
+    `pause_seconds`: how long the unit waits the first time it is lost; four times as long each time after that.
+    """
     lost = session.scalar(select(Unit.lost).where(Unit.id == claim.unit_id)) or 0
     if lost + 1 >= max_attempts:
         if units.fail(session, claim):
@@ -160,7 +165,7 @@ def runner_lost(session: Session, claim: Claim, cause: str, max_attempts: int) -
                 session, claim.job_id, "worker_lost", f"{claim.name} was lost {lost + 1} times; the last time: {cause}"
             )
         return set()
-    return _again(session, claim, cause, lost=Unit.lost + 1)
+    return _again(session, claim, cause, pause_seconds * 4**lost, lost=Unit.lost + 1)
 
 
 def fail_worn_out(session: Session, unit_id: str, job_id: str, lost: int, max_attempts: int) -> bool:
@@ -172,11 +177,12 @@ def fail_worn_out(session: Session, unit_id: str, job_id: str, lost: int, max_at
     return True
 
 
-def _again(session: Session, claim: Claim, why: str, **charged: Any) -> set[str]:
-    if not units.release(session, claim, **charged):
+def _again(session: Session, claim: Claim, why: str, pause_seconds: float = 0.0, **charged: Any) -> set[str]:
+    if not units.release(session, claim, pause_seconds, **charged):
         return set()
+    when = f" in {pause_seconds:.0f} s" if pause_seconds else ""
     jobs.add_event(
-        session, claim.job_id, f"{claim.name} will be tried again: {why}", level="warn", data={"unit": claim.name}
+        session, claim.job_id, f"{claim.name} will be tried again{when}: {why}", level="warn", data={"unit": claim.name}
     )
     return {claim.kind}
 

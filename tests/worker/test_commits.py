@@ -1,0 +1,45 @@
+"""What a supervisor writes when an attempt fails."""
+
+from sqlalchemy import select, update
+
+from store import units
+from store.database import now
+from store.models import JobEvent, Unit
+from tests.worker.conftest import Stack
+from worker import commits
+
+ATTEMPTS = 5
+
+
+def fail(stack: Stack, code: str) -> float:
+    """Claim the only unit, let it fail, and tell how many seconds it then waits."""
+    with stack.database.write() as session:
+        claim = units.claim(session, "w", ("cpu",), 60)
+    assert claim is not None
+    with stack.database.write() as session:
+        commits.unit_failed(session, claim, {"code": code, "message": "away", "own": False}, ATTEMPTS)
+        return session.execute(select(Unit.ready_at - now()).where(Unit.id == claim.unit_id)).scalar_one()
+
+
+def test_a_unit_whose_storage_is_away_waits_longer_each_time(sqlite_stack: Stack) -> None:
+    job_id = sqlite_stack.post_job()
+    waits = []
+    for _ in range(ATTEMPTS - 1):
+        waits.append(round(fail(sqlite_stack, "io_error")))
+        with sqlite_stack.database.write() as session:
+            assert units.claim(session, "w", ("cpu",), 60) is None
+            assert units.unheard(session, 0) == []
+            session.execute(update(Unit).values(ready_at=now()))
+    assert waits == [5, 20, 80, 320]
+    fail(sqlite_stack, "io_error")
+    assert sqlite_stack.job(job_id).status == "failed"
+    with sqlite_stack.database.read() as session:
+        told = session.scalars(select(JobEvent.message).where(JobEvent.job_id == job_id, JobEvent.level == "warn"))
+        assert next(iter(told)) == "prepare will be tried again in 5 s: away"
+
+
+def test_a_unit_that_failed_by_itself_is_tried_again_at_once(sqlite_stack: Stack) -> None:
+    sqlite_stack.post_job()
+    assert fail(sqlite_stack, "internal_error") <= 0
+    with sqlite_stack.database.write() as session:
+        assert units.claim(session, "w", ("cpu",), 60) is not None
