@@ -20,6 +20,7 @@ import pytest
 
 from semievol import cli
 from store.settings import Settings
+from tests.servers import wait_for as wait_until
 from worker import first_start
 from worker.first_start import SetupError
 
@@ -149,8 +150,8 @@ def test_first_start_makes_key_and_ends_in_order(tmp_path: Path) -> None:
         request = urllib.request.Request(f"{first.url}/v1/models", headers={"Authorization": f"Bearer {key}"})
         with urllib.request.urlopen(request, timeout=10) as answer:
             assert "semievol-demo" in {model["id"] for model in json.load(answer)["data"]}
+        wait_until(lambda: len(first.tree()) == 4, "parent, API, worker and its fork server", 20)
         tree = first.tree()
-        assert len(tree) == 3, "parent, API, worker"
         check_size_and_torch(tree[1:])
         first.process.send_signal(signal.SIGTERM)
         assert first.process.wait(20) == 0
