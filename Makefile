@@ -33,7 +33,7 @@ lint: $(INSTALLED) ## Format, lint, types and import contracts, without the test
 	@echo "Format, lint, types and import contracts: clean."
 
 # One thread a process and no network, so that results do not depend on the machine. JOBS is made for two cores: tests of
-# whole stacks wait for a third of their time.
+# whole stacks often wait.
 test: export HF_HUB_OFFLINE = 1
 test: export TOKENIZERS_PARALLELISM = false
 test: export OMP_NUM_THREADS = 1

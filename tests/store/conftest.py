@@ -22,7 +22,7 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """Migrated, with one project and one job."""
     if request.param == "sqlite":
         database = Database(f"sqlite:///{tmp_path / 'test.db'}")

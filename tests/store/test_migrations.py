@@ -8,14 +8,14 @@ from store.database import Database
 from store.models import Row
 
 
-def test_migrations_and_models_agree(fresh: Database) -> None:
-    fresh.check()
-    with fresh.engine.connect() as connection:
+def test_migrations_and_models_agree(database: Database) -> None:
+    database.check()
+    with database.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Row.metadata) == []
 
 
-def test_checks_are_those_of_the_models(fresh: Database) -> None:
-    found = inspect(fresh.engine)
+def test_checks_are_those_of_the_models(database: Database) -> None:
+    found = inspect(database.engine)
     for table in Row.metadata.sorted_tables:
         wanted = {str(check.name) for check in table.constraints if isinstance(check, CheckConstraint)}
         names = {str(check["name"]) for check in found.get_check_constraints(table.name)}
@@ -28,6 +28,6 @@ def test_checks_are_those_of_the_models(fresh: Database) -> None:
                 assert f"'{value}'" in check["sqltext"]
 
 
-def test_migrating_again_changes_nothing(fresh: Database) -> None:
-    fresh.migrate()
-    fresh.check()
+def test_migrating_again_changes_nothing(database: Database) -> None:
+    database.migrate()
+    database.check()

@@ -7,41 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 
 from store.database import Database
-from store.models import Job, Project, PseudoLabel
+from store.models import PseudoLabel
 from store.pseudo_labels import LabelFilter, LabelRow, labels_after, load, write_edits
-from tests.servers import postgres
-
-JOB = "ftjob-1"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    if request.param == "sqlite":
-        opened = Database(f"sqlite:///{tmp_path / 'test.db'}")
-    else:
-        opened = Database(request.getfixturevalue("server"))
-        with opened.engine.begin() as connection:
-            connection.execute(text("DROP SCHEMA public CASCADE"))
-            connection.execute(text("CREATE SCHEMA public"))
-    opened.migrate()
-    with opened.write() as session:
-        session.add(Project(id="p"))
-        session.flush()
-        session.add(Job(id=JOB, project_id="p", created_by="k", method="semievol", model="m", seed=0, **_EMPTY))
-    yield opened
-    opened.close()
-
-
-_EMPTY: dict[str, Any] = {"model_source": {}, "recipe": {}, "inputs": {}, "asked": {}}
+from tests.store.conftest import JOB
 
 
 def row(line: int, **values: Any) -> LabelRow:
