@@ -49,12 +49,25 @@ class Running:
         """Its processes, itself first."""
         return [self.process.pid, *descendants(self.process.pid)]
 
+    def whole_tree(self) -> list[int]:
+        """Parent, API, worker and the worker's fork server, which starts a moment after the API answers."""
+        wait_until(lambda: len(self.tree()) == 4, "parent, API, worker and its fork server", 20)
+        return self.tree()
+
+
+def children(parent: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # it has ended meanwhile
+
 
 def descendants(parent: int) -> list[int]:
-    found = []
-    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        found += [int(child), *descendants(int(child))]
-    return found
+    return [found for child in children(parent) for found in (child, *descendants(child))]
+
+
+def names_api(pid: int) -> bool:
+    return b"api-process" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def alive(pid: int) -> bool:
@@ -150,8 +163,7 @@ def test_first_start_makes_key_and_ends_in_order(tmp_path: Path) -> None:
         request = urllib.request.Request(f"{first.url}/v1/models", headers={"Authorization": f"Bearer {key}"})
         with urllib.request.urlopen(request, timeout=10) as answer:
             assert "semievol-demo" in {model["id"] for model in json.load(answer)["data"]}
-        wait_until(lambda: len(first.tree()) == 4, "parent, API, worker and its fork server", 20)
-        tree = first.tree()
+        tree = first.whole_tree()
         check_size_and_torch(tree[1:])
         first.process.send_signal(signal.SIGTERM)
         assert first.process.wait(20) == 0
@@ -162,19 +174,18 @@ def test_first_start_makes_key_and_ends_in_order(tmp_path: Path) -> None:
         assert str(data / "admin.key") in second.said()
 
 
-def check_size_and_torch(children: list[int]) -> None:
-    api = next(pid for pid in children if b"api-process" in Path(f"/proc/{pid}/cmdline").read_bytes())
+def check_size_and_torch(processes: list[int]) -> None:
+    api = next(pid for pid in processes if names_api(pid))
     resident = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{api}/status").read_text())
     assert resident is not None
     assert int(resident[1]) * 1024 < API_BYTES
-    for pid in children:
+    for pid in processes:
         assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
 
 
 def test_nothing_survives_a_killed_parent(tmp_path: Path) -> None:
     with serving(tmp_path / "data") as running:
-        tree = running.tree()
-        assert len(tree) == 3
+        tree = running.whole_tree()
         running.process.kill()
         running.process.wait()
         assert wait_until_gone(tree, 5) == []
@@ -182,8 +193,8 @@ def test_nothing_survives_a_killed_parent(tmp_path: Path) -> None:
 
 def test_worker_is_started_again_and_the_api_is_not(tmp_path: Path) -> None:
     with serving(tmp_path / "data") as running:
-        tree = running.tree()
-        api, worker = sorted(tree[1:], key=lambda pid: b"api-process" not in Path(f"/proc/{pid}/cmdline").read_bytes())
+        tree = running.whole_tree()
+        api, worker = sorted(children(running.process.pid), key=names_api, reverse=True)
         os.kill(worker, signal.SIGKILL)
         deadline = time.monotonic() + 15
         while time.monotonic() < deadline and not set(running.tree()) - set(tree):

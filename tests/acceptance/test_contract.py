@@ -32,7 +32,7 @@ CHECKS = (
 EXAMPLES = 16
 """Fuzzed requests of each operation; the coverage of parameters and the chains of calls come on top."""
 SEED = 20261121
-REQUESTS = 1500
+REQUESTS = 2000
 """Fewer would mean that something was left out."""
 MOST_SECONDS = 480
 """Two minutes are usual; a run that takes longer than this is stopped, and has failed."""
