@@ -21,10 +21,13 @@ from semievol.signals import Terminated, exit_code_of, stoppable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from semievol.checkpoints import FolderCheckpoints
+    from semievol.memory import Halvings
     from semievol.pipeline import Job
-    from semievol.ports import Backend
+    from semievol.ports import Backend, Checkpoints
     from semievol.recipe import Recipe
 
+_GOES_ON = "What is finished is kept: the same command continues where this one stopped."
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 app = typer.Typer(
@@ -77,6 +80,9 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as selection.theta=0.5; may repeat."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0, help="Between two checkpoints of a training: what a crash can cost.")
+    ] = 60,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show the result only, no progress.")] = False,
 ) -> None:
     """Adapt a model from a labeled and an unlabeled file into a LoRA adapter.
@@ -87,42 +93,64 @@ def run(
     """
     from rich.console import Console
 
-    from semievol.errors import SemiEvolError
+    from semievol.errors import DiskFull, SemiEvolError
+    from semievol.faults import fault_of
 
     console = Console(highlight=False)
     try:
-        with stoppable():
+        with stoppable() as stop:
             layers = read_layers(model, recipe, settings or [])
             resolved = _resolve(layers)
             check_model(model)
             check_files(labeled, unlabeled, validation, test)
+            from semievol.checkpoints import FolderCheckpoints
             from semievol.pipeline import Job  # numpy and pyarrow: a second
 
             job = Job(model, labeled, unlabeled, resolved, seed, validation, test)
-            _run_job(job, output, console, layers=list(layers), quiet=quiet)
-    except SemiEvolError as error:
-        _complain(f"semievol: {error}")
-        raise typer.Exit(error.exit_code) from None
-    except (KeyboardInterrupt, Terminated) as stop:
-        _complain("Stopped. Finished stages are kept: the same command continues where this one stopped.")
-        raise typer.Exit(exit_code_of(stop)) from None
+            if not quiet:
+                _show_job(job, output, console, list(layers))
+            checkpoints = FolderCheckpoints(output / "checkpoints", checkpoint_seconds, stop)
+            _run_job(job, output, console, checkpoints, quiet=quiet)
+    except (KeyboardInterrupt, Terminated) as stopped:
+        _complain(f"Stopped. {_GOES_ON}")
+        raise typer.Exit(exit_code_of(stopped)) from None
+    except Exception as error:
+        told = error if isinstance(error, SemiEvolError) else fault_of(error)
+        if told is None:
+            raise
+        hint = f"\n{_GOES_ON}" if isinstance(told, DiskFull) else ""
+        _complain(f"semievol: {told}{hint}")
+        raise typer.Exit(told.exit_code) from None
 
 
-def _run_job(job: "Job", output: Path, console: "Console", *, layers: Sequence[str], quiet: bool) -> None:
+def _run_job(job: "Job", output: Path, console: "Console", checkpoints: "FolderCheckpoints", *, quiet: bool) -> None:
     from semievol import progress, summary
+    from semievol.errors import OutOfMemory
+    from semievol.memory import Halvings
 
-    if not quiet:
-        _show_job(job, output, console, layers)
+    memory = output / "stages" / "memory.json"
+    halvings = Halvings.read(memory)
     with console.status("Loading libraries ...") if not quiet else nullcontext():
         from semievol import pipeline
 
-        backend = build_backend(job.model, job.recipe)
-    with progress.display(console, job.recipe.generation.shard_size, quiet=quiet) as display:
-        outcome = pipeline.run(job, backend, output, display)
+        backend = build_backend(job.model, job.recipe, checkpoints, halvings)
+    try:
+        with progress.display(console, job.recipe.generation.shard_size, quiet=quiet) as display:
+            outcome = pipeline.run(job, backend, output, display)
+    except OutOfMemory as error:
+        if error.rows <= 1:
+            raise
+        halvings.once_more(error.phase).write(memory)
+        _complain(f"semievol: {error}; a new process goes on with half as many")
+        # Only a new process has all of its memory back.
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    checkpoints.clear()
     summary.show(outcome, output, console)
 
 
-def build_backend(model: str, recipe: "Recipe") -> "Backend":
+def build_backend(
+    model: str, recipe: "Recipe", checkpoints: "Checkpoints | None" = None, halvings: "Halvings | None" = None
+) -> "Backend":
     """What generates and trains; the one place that imports torch."""
     # Its warnings and bars would break the live line; what goes wrong still comes as an exception.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -133,7 +161,7 @@ def build_backend(model: str, recipe: "Recipe") -> "Backend":
     gc.freeze()
     gc.enable()
 
-    return LocalBackend(model, recipe)
+    return LocalBackend(model, recipe, checkpoints, halvings)
 
 
 def _show_job(job: "Job", output: Path, console: "Console", layers: Sequence[str]) -> None:

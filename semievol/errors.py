@@ -5,10 +5,15 @@ SemiEvolError
 ├── RecipeError         a setting is unknown or contradicts another (exit code 2)
 ├── ModelError          the base model, adapter or embedder cannot be loaded (exit code 2)
 ├── WorkdirError        the output folder belongs to another run or is damaged (exit code 2)
-└── TrainingError       training cannot go on, for example because the loss is no longer finite (exit code 1)
+├── TrainingError       training cannot go on, for example because the loss is no longer finite (exit code 1)
+├── OutOfMemory         a batch did not fit; with smaller ones the work can go on (exit code 1)
+└── DiskFull            nothing more can be written; with room the work can go on (exit code 1)
 """
 
 from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["loading", "training", "generation"]
 
 
 class SemiEvolError(Exception):
@@ -76,3 +81,27 @@ class LossDiverged(TrainingError):
     """The loss is not finite any more; nothing is published."""
 
     code = "loss_diverged"
+
+
+class OutOfMemory(SemiEvolError):
+    """The device or the machine has no memory for `rows` rows at once in `phase` (training or generation)."""
+
+    code = "out_of_memory"
+
+    def __init__(self, phase: Phase, rows: int) -> None:
+        super().__init__(phase, rows)
+        self.phase, self.rows = phase, rows
+
+    def __str__(self) -> str:
+        if self.rows > 1:
+            return f"out of memory in {self.phase} with {self.rows} rows at once"
+        return (
+            f"out of memory in {self.phase}, even with a single row: lower model.max_length, turn "
+            "gradient_checkpointing on (in warmup and evolution), or take a smaller model or a larger machine"
+        )
+
+
+class DiskFull(SemiEvolError):
+    """There is no room left where something had to be written. What was committed before is whole."""
+
+    code = "disk_full"

@@ -156,7 +156,9 @@ class FakeTrainer:
         content = {"seed": seed, "settings": settings.model_dump(mode="json"), "memory": memory}
         (output / _MEMORY).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         progress(len(rows), len(rows))
-        return TrainingLog(steps=len(rows), rows=len(rows), tokens=len(rows), truncated_rows=0, losses=[(1, 0.5)])
+        return TrainingLog(
+            steps=len(rows), rows=len(rows), tokens=len(rows), truncated_rows=0, micro_batch_size=1, losses=[(1, 0.5)]
+        )
 
 
 def read_memory(adapter: Path) -> list[tuple[str, str, float]]:
@@ -174,7 +176,7 @@ class FakeCheckpoints:
     stop_at: int | None = None
     saved: list[int] = field(default_factory=list)
 
-    def restore(self) -> Path | None:
+    def restore(self, training: str) -> Path | None:
         """See `ports.Checkpoints`."""
         return self.folder if self.folder.exists() else None
 
@@ -189,6 +191,9 @@ class FakeCheckpoints:
         self.saved.append(step)
         if step == self.stop_at:
             raise KeyboardInterrupt
+
+    def finish(self) -> None:
+        """See `ports.Checkpoints`."""
 
 
 class FakeEmbedder:

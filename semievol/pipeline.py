@@ -4,6 +4,7 @@
 over a folder that remembers what is done) and many workers that each take a part.
 """
 
+import hashlib
 import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -65,6 +66,13 @@ class Step:
     gpu: bool = field(default=True, kw_only=True)
 
 
+def base_model_identity(model: str) -> dict[str, str]:
+    """What a model folder holds, as its files may change under the same name; nothing for a hub model."""
+    files = [path for path in sorted(Path(model).glob("*")) if path.suffix in {".safetensors", ".json", ".jinja"}]
+    digests = "\n".join(f"{path.name} {sha256_of(path)}" for path in files)
+    return {"base model (SHA-256)": hashlib.sha256(digests.encode()).hexdigest()} if files else {}
+
+
 Plan = Generator[list[Step], list[Stage], Stage]
 """Yields steps that may run in any order or at once; takes their stages, in the same order; returns the last stage."""
 
@@ -75,7 +83,7 @@ def run(job: Job, backend: Backend, output: Path, observer: Observer) -> dict[st
     Raises SemiEvolError. Beside the stages, `output` then holds `adapter/`, `pseudo_labels.parquet`, `report.json` and
     `report.html`.
     """
-    work = Workdir(output, job.identity(), observer)
+    work = Workdir(output, job.identity() | base_model_identity(job.model), observer)
     with closing(plan(job, backend)) as steps:  # closing gives the engine back
         ready = next(steps)
         try:

@@ -69,12 +69,16 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True)
 class TrainingLog:
-    """What training did. `losses`: (optimizer step, mean loss in nats per token) as logged."""
+    """What training did. `losses`: (optimizer step, mean loss in nats per token) as logged.
+
+    `micro_batch_size`: rows that were in memory at once.
+    """
 
     steps: int
     rows: int
     tokens: int
     truncated_rows: int
+    micro_batch_size: int
     losses: list[tuple[int, float]] = field(default_factory=list)
 
 
@@ -102,10 +106,11 @@ class Trainer(Protocol):
 class Checkpoints(Protocol):
     """Keeps the last checkpoint of one training, so that a later attempt goes on from it."""
 
-    def restore(self) -> Path | None:
+    def restore(self, training: str) -> Path | None:
         """Folder of the newest whole checkpoint; None to start at the beginning. The trainer only reads it.
 
-        The trainer starts at the beginning too if a file is missing or changed, or if it is another training's.
+        `training`: SHA-256 over all that decides the training's result. The trainer starts at the beginning too if a
+        file is missing or changed, or if it is another training's.
         """
         ...
 
@@ -115,6 +120,10 @@ class Checkpoints(Protocol):
 
     def save(self, folder: Path, step: int) -> None:
         """Takes a whole checkpoint; the folder is gone afterwards. What it raises ends the training."""
+        ...
+
+    def finish(self) -> None:
+        """The last step is done; the adapter is written after this. What it raises ends the training."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""How a command ends when it is told to: exit codes, and SIGTERM as an exception."""
+"""How a command ends when it is told to: Ctrl-C and SIGTERM as exceptions, at once or at the next safe point."""
 
 import signal
 from collections.abc import Iterator
@@ -12,18 +12,38 @@ class Terminated(BaseException):
     """The process was asked to end (SIGTERM). No `Exception`, so that no library swallows it."""
 
 
+_RAISED: dict[int, type[BaseException]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+
+
+class Stop:
+    """A wish to stop is an exception where it finds us. While `deferred`, the first one is only noted in `asked`."""
+
+    def __init__(self) -> None:
+        self.asked: type[BaseException] | None = None
+        self.deferred = False
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """The signal's handler. Who asks twice means at once."""
+        again, self.asked = self.asked is not None, _RAISED[number]
+        if again or not self.deferred:
+            raise self.asked
+
+    def check(self) -> None:
+        """Stop here if that was asked for."""
+        if self.asked is not None:
+            raise self.asked
+
+
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[Stop]:
     """SIGTERM unwinds the command as Ctrl-C does, so that temporary files go and the terminal is given back."""
-
-    def terminate(signal_number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
+    stop = Stop()
+    before = {number: signal.signal(number, stop.hear) for number in _RAISED}
     try:
-        yield
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def exit_code_of(stop: BaseException) -> int:

@@ -44,7 +44,7 @@ class Workdir:
         if root.exists() and not root.is_dir():
             raise WorkdirError(f"{root} is a file; --output names a folder")
         known = root / "stages" / IDENTITY
-        begun = {known.parent, _partial(known)}  # all that a run leaves that was stopped before it had an identity
+        begun = {known.parent, partial_of(known)}  # all that a run leaves that was stopped before it had an identity
         if known.exists():
             _refuse_other(root, json.loads(known.read_text(encoding="utf-8")), _as_read(identity))
         elif any(path not in begun for path in root.rglob("*")):
@@ -64,21 +64,28 @@ class Workdir:
         return stage
 
     def _commit(self, name: str, folder: Path, work: StageWork) -> Stage:
-        partial = _partial(folder)
+        partial = partial_of(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        try:
+            return self._fill(name, folder, partial, work)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _fill(self, name: str, folder: Path, partial: Path, work: StageWork) -> Stage:
         started = time.monotonic()
         facts = _as_read(work(partial, lambda done, total: self.observer.stage_progress(name, done, total)))
         seconds = round(time.monotonic() - started, 3)
         files = {}
         for path in sorted(path for path in partial.rglob("*") if path.is_file()):
-            _flush(path)
+            flush(path)
             files[path.relative_to(partial).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         manifest = {"stage": name, "seconds": seconds, "facts": facts, "files": files}
         write_whole(partial / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
         shutil.rmtree(folder, ignore_errors=True)  # without a manifest it is nothing that counts
         partial.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
         return Stage(folder, facts, seconds)
 
 
@@ -103,7 +110,7 @@ def _refuse_other(root: Path, known: Mapping[str, Any], identity: Mapping[str, A
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is either whole or not there."""
-    partial = _partial(path)
+    partial = partial_of(path)
     with partial.open("wb") as file:
         file.write(content)
         file.flush()
@@ -111,7 +118,8 @@ def write_whole(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def _partial(path: Path) -> Path:
+def partial_of(path: Path) -> Path:
+    """Where a file or folder is made before it gets its name."""
     return path.with_name(path.name + ".partial")
 
 
@@ -126,7 +134,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """A file's bytes, or a folder's names, to the disk itself."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

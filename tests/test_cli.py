@@ -57,7 +57,7 @@ def model(tmp_path: Path) -> Path:
 def fake_backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
     """The command runs over doubles: no torch."""
     backend = FakeBackend()
-    monkeypatch.setattr(cli, "build_backend", lambda model, recipe: backend)
+    monkeypatch.setattr(cli, "build_backend", lambda *_: backend)
     return backend
 
 

@@ -188,7 +188,7 @@ def test_checkpoints_lie_outside_the_output_and_do_not_pile_up(chat: Chat, tmp_p
 
     class Watching(FakeCheckpoints):
         def save(self, folder: Path, step: int) -> None:
-            assert tmp_path not in folder.parents
+            assert tmp_path / "out" not in folder.parents
             beside.append([path.name for path in folder.parent.iterdir()])
             super().save(folder, step)
 
@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_starts_at_the_beginning(
 class Nowhere(FakeCheckpoints):
     """Names a folder that is not there."""
 
-    def restore(self) -> Path:
+    def restore(self, training: str) -> Path:
         return self.folder
 
 

@@ -145,6 +145,8 @@ def unit_failed(session: Session, claim: Claim, error: dict[str, Any], max_attem
     """The runner told an error. The job's own fault ends the job; what nobody foresaw is tried again a few times."""
     if error["code"] == IO_ERROR:
         return runner_lost(session, claim, error["message"], max_attempts, IO_PAUSE_SECONDS)
+    if error.get("smaller"):  # in the end a batch is one row, and the error says so
+        return _again(session, claim, error["message"], adjustments=error["smaller"])
     failed = session.scalar(select(Unit.failed).where(Unit.id == claim.unit_id)) or 0
     if error["own"] or failed + 1 >= min(MAX_OWN_FAILURES, max_attempts):
         if units.fail(session, claim):

@@ -4,7 +4,6 @@ It reads a spec, fetches what its steps need, does them, puts what they leave in
 supervisor on a pipe. It has no database.
 """
 
-import errno
 import os
 import re
 import shutil
@@ -13,14 +12,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from semievol.errors import DataError, SemiEvolError
+from semievol.errors import DataError, DiskFull, OutOfMemory, SemiEvolError
+from semievol.faults import fault_of
+from semievol.memory import Halvings
 from semievol.pipeline import Job, Step
 from semievol.ports import Backend
+from semievol.signals import Stop, Terminated
 from semievol.workdir import Stage
 from store.objects import ObjectMissing, open_objects
 from store.settings import Settings
@@ -38,27 +40,6 @@ PARAMETERS = {
 """Where the request names the file of a role."""
 
 
-class Stopped(BaseException):
-    """The supervisor asked us to stop (SIGTERM). No `Exception`, so that no library swallows it."""
-
-
-class Stop:
-    """SIGTERM as a flag inside training, which stops at a checkpoint, and as an exception everywhere else."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.deferred = False
-
-    def listen(self) -> None:
-        """From now on."""
-        signal.signal(signal.SIGTERM, self._heard)
-
-    def _heard(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        if not self.deferred:
-            raise Stopped
-
-
 class TrainingCheckpoints:
     """The port `Checkpoints` over the object store: the last checkpoint of the stage that trains."""
 
@@ -66,7 +47,7 @@ class TrainingCheckpoints:
         self.runner, self.every_seconds = runner, every_seconds
         self.saved = time.monotonic()
 
-    def restore(self) -> Path | None:
+    def restore(self, training: str) -> Path | None:
         """See `ports.Checkpoints`. Only the stage that wrote a checkpoint goes on from it."""
         self.runner.stop.deferred = True  # from here on a stop waits for the next step
         known = self.runner.checkpoint
@@ -79,15 +60,19 @@ class TrainingCheckpoints:
 
     def due(self, step: int) -> bool:
         """See `ports.Checkpoints`."""
-        return self.runner.stop.asked or time.monotonic() - self.saved > self.every_seconds
+        return self.runner.stop.asked is not None or time.monotonic() - self.saved > self.every_seconds
 
     def save(self, folder: Path, step: int) -> None:
-        """See `ports.Checkpoints`. Raises Stopped after the checkpoint is safe, if we were asked to stop."""
+        """See `ports.Checkpoints`. Raises Terminated after the checkpoint is safe, if we were asked to stop."""
         files = store_folder(folder, self.runner.cache.objects)
         self.runner.pipe.tell("checkpoint", stage=self.runner.current, step=step, files=files)
         self.saved = time.monotonic()
-        if self.runner.stop.asked:
-            raise Stopped
+        self.runner.stop.check()
+
+    def finish(self) -> None:
+        """See `ports.Checkpoints`."""
+        self.runner.stop.deferred = False
+        self.runner.stop.check()
 
 
 class Runner:
@@ -98,6 +83,7 @@ class Runner:
         self.unit: str = more["unit"]
         self.scratch = Path(more["scratch"])
         self.checkpoint: dict[str, Any] | None = more["checkpoint"]
+        self.halvings = Halvings(**more["adjustments"])
         self.checkpoint_seconds = settings.checkpoint_seconds
         self.cache = Cache(open_objects(settings), settings.data / "cache", settings.cache_bytes)
         self.stop = Stop()
@@ -109,8 +95,8 @@ class Runner:
         }
 
     def run(self) -> None:
-        """Do the unit's steps that are not done. Raises SemiEvolError, Stopped, and what else goes wrong."""
-        self.stop.listen()
+        """Do the unit's steps that are not done. Raises SemiEvolError, Terminated, and what else goes wrong."""
+        signal.signal(signal.SIGTERM, self.stop.hear)
         job = self.spec.job(self._inputs())
         late: Any = _Late(lambda: self._backend(job))
         while True:
@@ -141,7 +127,8 @@ class Runner:
         self.pipe.tell("loading")
         from semievol.backends.local import LocalBackend  # noqa: PLC0415  -- torch, which other units do not need
 
-        return LocalBackend(job.model, job.recipe, TrainingCheckpoints(self, self.checkpoint_seconds))
+        checkpoints = TrainingCheckpoints(self, self.checkpoint_seconds)
+        return LocalBackend(job.model, job.recipe, checkpoints, self.halvings)
 
     def _do(self, step: Step) -> None:
         for stage in step.needs:
@@ -152,9 +139,6 @@ class Runner:
         self.pipe.tell("started", stage=step.name)
         started = time.monotonic()
         facts = dict(step.work(folder, self._progress))
-        self.stop.deferred = False
-        if self.stop.asked:
-            raise Stopped
         seconds = round(time.monotonic() - started, 3)
         self.pipe.tell(
             "committed", stage=step.name, facts=facts, seconds=seconds, files=store_folder(folder, self.cache.objects)
@@ -183,12 +167,24 @@ class _Late:
         return getattr(self._build(), name)
 
 
+def _told(error: Exception, spec: plan.JobSpec, adjustments: dict[str, int]) -> dict[str, Any]:
+    """What the supervisor hears. `own`: it is the job's own fault, so that it would fail again.
+
+    `smaller`: what another attempt should do to need less memory.
+    """
+    fault = error if isinstance(error, SemiEvolError) else fault_of(error)
+    if fault is None:
+        return {"code": _code_of(error), "message": f"{type(error).__name__}: {error}", "own": False}
+    told: dict[str, Any] = {"code": fault.code, "own": not isinstance(fault, DiskFull), **_in_users_words(fault, spec)}
+    if isinstance(fault, OutOfMemory) and fault.rows > 1:
+        told["smaller"] = asdict(Halvings(**adjustments).once_more(fault.phase))
+    return told
+
+
 def _code_of(error: Exception) -> str:
     """The stable code of an error that is none of ours."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out_of_memory"
     away = isinstance(error, ObjectMissing) or type(error).__module__.startswith(("botocore", "boto3", "urllib3"))
-    return "io_error" if away else "internal_error"
+    return "io_error" if away or isinstance(error, OSError) else "internal_error"
 
 
 def _in_users_words(error: SemiEvolError, spec: plan.JobSpec) -> dict[str, str | None]:
@@ -216,20 +212,12 @@ def main(spec_path: str) -> int:
     try:
         spec, more = read_spec(Path(spec_path))
         Runner(spec, more, Settings(), pipe).run()
-    except Stopped:
+    except Terminated:
         return EXIT_STOPPED
-    except SemiEvolError as error:
-        pipe.tell("error", code=error.code, own=True, **_in_users_words(error, spec))
-        return EXIT_FAILED
-    except OSError as error:
-        traceback.print_exc()
-        code = "disk_full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "io_error"
-        pipe.tell("error", code=code, message=str(error), own=False)
-        return EXIT_FAILED
     except Exception as error:  # noqa: BLE001  -- the outermost frame
-        traceback.print_exc()
-        code = _code_of(error)
-        pipe.tell("error", code=code, message=f"{type(error).__name__}: {error}", own=code == "out_of_memory")
+        if not isinstance(error, SemiEvolError):
+            traceback.print_exc()
+        pipe.tell("error", **_told(error, spec, more["adjustments"]))
         return EXIT_FAILED
     return EXIT_DONE
 

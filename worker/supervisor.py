@@ -152,7 +152,12 @@ class Attempt:
         self.scratch.mkdir(parents=True)
         spec_path = self.scratch / "spec.json"
         write_spec(
-            spec_path, self.spec, unit=self.claim.name, scratch=str(self.scratch), checkpoint=self.claim.checkpoint
+            spec_path,
+            self.spec,
+            unit=self.claim.name,
+            scratch=str(self.scratch),
+            checkpoint=self.claim.checkpoint,
+            adjustments=self.claim.adjustments,
         )
         with (self.scratch / "runner.log").open("wb") as log:
             return self.supervisor.runners.start(spec_path, log)

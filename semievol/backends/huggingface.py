@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from semievol.backends.chat import Chat
+from semievol.backends.memory import memory_told
 from semievol.errors import ModelError
 from semievol.ports import Request, Response
 from semievol.prompts import Prompt
@@ -36,6 +37,11 @@ def device_of(settings: ModelSettings) -> torch.device:
     if settings.device != "auto":
         return torch.device(settings.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def batch_tokens_of(device: torch.device) -> int:
+    """Tokens (rows times padded length) that are held at once on the device."""
+    return BATCH_TOKENS.get(device.type, 8_192)
 
 
 def dtype_of(settings: ModelSettings) -> torch.dtype:
@@ -68,14 +74,17 @@ def load_model(model: str, settings: ModelSettings) -> PreTrainedModel:
 
 @contextmanager
 def open_generator(
-    model: str, settings: ModelSettings, chat: Chat, adapter: Path | None
+    model: str, settings: ModelSettings, chat: Chat, adapter: Path | None, *, halvings: int = 0
 ) -> "Iterator[HuggingFaceGenerator]":
-    """A generator over the base model, the adapter merged into its weights; memory is given back at the end."""
+    """A generator over the base model, the adapter merged into its weights; memory is given back at the end.
+
+    `halvings`: how often its batches are cut in half.
+    """
     loaded = load_model(model, settings)
     if adapter is not None:
         loaded = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
     try:
-        yield HuggingFaceGenerator(loaded, chat, settings.max_length)
+        yield HuggingFaceGenerator(loaded, chat, settings.max_length, batch_tokens_of(loaded.device) >> halvings)
     finally:
         del loaded
         if torch.cuda.is_available():
@@ -89,7 +98,7 @@ class HuggingFaceGenerator:
         limit = getattr(model.config, "max_position_embeddings", None) or max_length
         self.model, self.chat, self.max_length = model, chat, min(max_length, limit)
         self.device = model.device
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, 8_192)
+        self.batch_tokens = batch_tokens if batch_tokens is not None else batch_tokens_of(self.device)
         self._replies: dict[str, list[int]] = {}
 
     def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
@@ -110,9 +119,10 @@ class HuggingFaceGenerator:
         for batch in self._batches(prompts, widths, max_new_tokens):
             rows = [place for place, index in enumerate(batch) for _ in requests[index].seeds]
             seeds = [seed for index in batch for seed in requests[index].seeds]
-            prefilled = self._prefill([prompts[index] for index in batch]).select(torch.tensor(rows))
             starts = [prompts[batch[place]] for place in rows]
-            drawn = iter(self._decode(prefilled, starts, seeds, temperature, max_new_tokens))
+            with memory_told("generation", len(batch)):
+                prefilled = self._prefill([prompts[index] for index in batch]).select(torch.tensor(rows))
+                drawn = iter(self._decode(prefilled, starts, seeds, temperature, max_new_tokens))
             for index in batch:
                 yield index, [next(drawn) for _ in requests[index].seeds]
 
@@ -123,22 +133,25 @@ class HuggingFaceGenerator:
         endings = {key: self._distinguishing(key) for key in {tuple(row) for row in options}}
         widths = [1 + sum(len(ending) > 1 for ending in endings[tuple(row)]) for row in options]
         for batch in self._batches(ids, widths, 1):
-            prefilled = self._prefill([ids[index] for index in batch])
-            first = prefilled.logprobs.cpu().double()
-            scores = [
-                [float(first[place, ending[0]]) for ending in endings[tuple(options[index])]]
-                for place, index in enumerate(batch)
-            ]
-            pairs = [
-                (place, column, ending)
-                for place, index in enumerate(batch)
-                for column, ending in enumerate(endings[tuple(options[index])])
-                if len(ending) > 1
-            ]
-            for (place, column, _), rest in zip(pairs, self._continue(prefilled, pairs), strict=True):
-                scores[place][column] += rest
+            with memory_told("generation", len(batch)):
+                scores = self._scores([ids[index] for index in batch], [endings[tuple(options[i])] for i in batch])
             for index, row in zip(batch, scores, strict=True):
                 yield index, torch.log_softmax(torch.tensor(row, dtype=torch.float64), dim=0).tolist()
+
+    def _scores(self, prompts: list[list[int]], endings: Sequence[Sequence[list[int]]]) -> list[list[float]]:
+        """Log-probability of each row's endings (option tokens) after its prompt, in nats."""
+        prefilled = self._prefill(prompts)
+        first = prefilled.logprobs.cpu().double()
+        scores = [[float(first[place, ending[0]]) for ending in row] for place, row in enumerate(endings)]
+        pairs = [
+            (place, column, ending)
+            for place, row in enumerate(endings)
+            for column, ending in enumerate(row)
+            if len(ending) > 1
+        ]
+        for (place, column, _), rest in zip(pairs, self._continue(prefilled, pairs), strict=True):
+            scores[place][column] += rest
+        return scores
 
     def _batches(self, prompts: Sequence[list[int]], widths: Sequence[int], new_tokens: int) -> Iterator[list[int]]:
         """Indices of rows that go together: alike in length, the longest first, within the token budget."""

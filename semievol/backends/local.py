@@ -14,25 +14,32 @@ from semievol.backends.chat import Chat
 from semievol.backends.embedders import build_retriever
 from semievol.backends.huggingface import device_of, dtype_of, open_generator
 from semievol.backends.training import LoraTrainer
+from semievol.memory import Halvings
 from semievol.ports import Checkpoints, Generator, Progress, Retriever, Trainer, no_progress
 from semievol.recipe import Recipe
 
 
 class LocalBackend:
-    """One base model and the recipe that says how to load it. `checkpoints`: where a training that stops goes on."""
+    """One base model and the recipe that says how to load it.
 
-    def __init__(self, model: str, recipe: Recipe, checkpoints: Checkpoints | None = None) -> None:
+    `checkpoints`: where a training that stops goes on. `halvings`: what earlier attempts found too large.
+    """
+
+    def __init__(
+        self, model: str, recipe: Recipe, checkpoints: Checkpoints | None = None, halvings: Halvings | None = None
+    ) -> None:
         self.model, self.recipe, self.checkpoints = model, recipe, checkpoints
+        self.halvings = halvings or Halvings()
         transformers_logging.disable_progress_bar()  # the run shows its own
         self.chat = Chat.load(model, recipe.model.revision)
 
     def generator(self, adapter: Path | None) -> AbstractContextManager[Generator]:
         """See `ports.Backend`."""
-        return open_generator(self.model, self.recipe.model, self.chat, adapter)
+        return open_generator(self.model, self.recipe.model, self.chat, adapter, halvings=self.halvings.generation)
 
     def trainer(self) -> Trainer:
         """See `ports.Backend`."""
-        return LoraTrainer(self.model, self.recipe.model, self.chat, self.checkpoints)
+        return LoraTrainer(self.model, self.recipe.model, self.chat, self.checkpoints, halvings=self.halvings.training)
 
     def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> Retriever:
         """See `ports.Backend`."""

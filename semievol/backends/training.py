@@ -27,7 +27,9 @@ from transformers import (
 
 from semievol.backends.chat import Chat, Encoded
 from semievol.backends.huggingface import load_model
+from semievol.backends.memory import memory_told
 from semievol.errors import LossDiverged
+from semievol.memory import micro_batch
 from semievol.ports import Checkpoints, Progress, TrainingLog, TrainingRow, no_progress
 from semievol.recipe import ModelSettings, TrainingSettings
 from semievol.workdir import sha256_of, write_whole
@@ -42,10 +44,22 @@ _log = logging.getLogger(__name__)
 
 
 class LoraTrainer:
-    """The `Trainer` port. With `checkpoints`, a training that was stopped goes on where they left it."""
+    """The `Trainer` port. With `checkpoints`, a training that was stopped goes on where they left it.
 
-    def __init__(self, model: str, settings: ModelSettings, chat: Chat, checkpoints: Checkpoints | None = None) -> None:
+    `halvings`: how often its micro-batch is cut in half, by accumulating more of them.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        settings: ModelSettings,
+        chat: Chat,
+        checkpoints: Checkpoints | None = None,
+        *,
+        halvings: int = 0,
+    ) -> None:
         self.model, self.settings, self.chat, self.checkpoints = model, settings, chat, checkpoints
+        self.halvings = halvings
 
     def train(
         self,
@@ -64,10 +78,12 @@ class LoraTrainer:
         mean_weight = math.fsum(row.weight for row in rows) / len(rows)
         dataset = [_cut(one, self.settings.max_length) for one in encoded]
         weighted = [{**item, "weight": row.weight / mean_weight} for item, row in zip(dataset, rows, strict=True)]
-        with tempfile.TemporaryDirectory() as scratch:
+        micro = micro_batch(settings.batch_size, settings.micro_batch_size, self.halvings)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent) as scratch, memory_told("training", micro):
             trainer = _MaskedTrainer(
                 model=model,
-                args=_arguments(settings, len(rows), seed, scratch, model.device),
+                args=_arguments(settings, micro, len(rows), seed, scratch, model.device),
                 train_dataset=weighted,
                 data_collator=_Collator(self.chat.tokenizer.pad_token_id),
                 callbacks=[_Watch(progress)],
@@ -85,6 +101,7 @@ class LoraTrainer:
             rows=len(rows),
             tokens=sum(len(item["input_ids"]) for item in dataset),
             truncated_rows=sum(len(one.input_ids) > self.settings.max_length for one in encoded),
+            micro_batch_size=micro,
             losses=[(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
         )
 
@@ -118,9 +135,8 @@ class LoraTrainer:
 
 
 def _arguments(
-    settings: TrainingSettings, rows: int, seed: int, scratch: str, device: torch.device
+    settings: TrainingSettings, micro: int, rows: int, seed: int, scratch: str, device: torch.device
 ) -> TrainingArguments:
-    micro = settings.micro_batch_size or settings.batch_size
     steps = settings.steps or math.ceil(rows / settings.batch_size) * settings.epochs
     return TrainingArguments(
         output_dir=scratch,
@@ -209,12 +225,16 @@ class _Resumable(TrainerCallback):
         trainer.add_callback(self)
 
     def train(self) -> None:
-        """Train to the end. What `Checkpoints.save` raises is not caught."""
-        folder = self.checkpoints.restore()
+        """Train to the end. What the checkpoints raise is not caught."""
+        folder = self.checkpoints.restore(self.identity)
         note = _read_note(folder, self.identity) if folder else None
         if folder is None or note is None:
             self.trainer.train()
-            return
+        else:
+            self._go_on(folder, note)
+        self.checkpoints.finish()
+
+    def _go_on(self, folder: Path, note: dict[str, Any]) -> None:
         state = TrainerState.load_from_json(str(folder / _STATE))
         if state.global_step < state.max_steps:
             self.unlogged = note["unlogged"]

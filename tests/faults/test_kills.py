@@ -1,0 +1,69 @@
+"""A run that is killed and started again ends with the bytes of the undisturbed one, wherever it was killed."""
+
+import random
+import signal
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import Point, arguments, results, run_killed, run_to_end, server, write_files
+
+pytestmark = pytest.mark.slow
+
+POINTS = {
+    "the first Parquet file": Point("semievol.tables", "example_record", 30, "after"),
+    "a shard's generation": Point("semievol.generation", "_Shard._ask", 20),
+    "a shard's Parquet file": Point("semievol.stages", "answered_record", 30),
+    "a manifest": Point("semievol.workdir", "write_whole", 5, "amid"),
+    "manifest and rename": Point("semievol.workdir", "write_whole", 6, "after"),
+    "a training step": Point("semievol.backends.training", "_MaskedTrainer.compute_loss", 4),
+    "the trainer's own checkpoint": Point(
+        "semievol.backends.training", "_MaskedTrainer._save_optimizer_and_scheduler", 3
+    ),
+    "a checkpoint's note": Point("semievol.backends.training", "write_whole", 3, "amid"),
+    "a checkpoint's flush": Point("semievol.checkpoints", "flush", 12),
+    "two checkpoints": Point("semievol.checkpoints", "_remove_all_but", 5),
+    "adapter and manifest": Point("semievol.backends.training", "_save_adapter", 2, "after"),
+    "the hand-out": Point("semievol.publication", "hand_out"),
+}
+
+
+@pytest.fixture(scope="module")
+def context() -> ForkServerContext:
+    return server()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("kills") / "data")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(context: ForkServerContext, data: Path) -> dict[str, str]:
+    log, output = data.parent / "log", data.parent / "undisturbed"
+    assert run_to_end(context, arguments(data, output), log) == 0, log.read_text()
+    assert not (output / "checkpoints").exists()
+    return results(output)
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_killed_amid(
+    name: str, context: ForkServerContext, data: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    command, log = arguments(data, tmp_path / "out"), tmp_path / "log"
+    assert run_to_end(context, command, log, POINTS[name]) == -signal.SIGKILL, log.read_text()
+    assert not (tmp_path / "out" / "adapter").exists()
+    assert run_to_end(context, command, log) == 0, log.read_text()
+    assert results(tmp_path / "out") == undisturbed
+    assert not list((tmp_path / "out").rglob("*.partial"))
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_time(
+    seed: int, context: ForkServerContext, data: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    delays = [random.Random(seed * 10 + number).uniform(0.2, 3) for number in range(3)]
+    run_killed(context, arguments(data, tmp_path / "out"), tmp_path / "log", delays)
+    assert results(tmp_path / "out") == undisturbed
