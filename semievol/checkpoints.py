@@ -33,10 +33,14 @@ class FolderCheckpoints:
         """See `ports.Checkpoints`. Raises KeyboardInterrupt or Terminated once it is safe, if that was asked for."""
         target = self.folder / f"step-{step:09d}"
         partial = partial_of(target)
-        shutil.move(folder, partial)
-        for path in (*partial.iterdir(), partial):
-            flush(path)
-        partial.rename(target)
+        try:
+            shutil.move(folder, partial)
+            for path in (*partial.iterdir(), partial):
+                flush(path)
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         flush(self.folder)
         _remove_all_but(self.folder, target)
         self.saved_at = time.monotonic()

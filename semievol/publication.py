@@ -11,7 +11,7 @@ from semievol.outcome import Verdict, final_labels
 from semievol.ports import Backend, Progress
 from semievol.stages import ADAPTER, Prepared
 from semievol.tables import PSEUDO_LABELS, write_rows
-from semievol.workdir import Stage, StageWork, write_whole
+from semievol.workdir import Stage, StageWork, partial_of, write_whole
 
 if TYPE_CHECKING:
     from semievol.pipeline import Job
@@ -38,14 +38,31 @@ def publish(job: "Job", data: Prepared, backend: Backend, verdict: Verdict, done
 
 
 def hand_out(published: Stage, output: Path) -> None:
-    """Put what was published where the user looks; each part appears whole or not at all."""
-    for name in (ADAPTER, LABELS, PAGE, REPORT):
-        source, partial, target = published.folder / name, output / f"{name}.partial", output / name
-        if source.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(source, partial)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-        elif source.exists():
-            shutil.copyfile(source, partial)
-            partial.replace(target)
+    """Put what was published where the user looks: nothing appears before all of it is there to be renamed."""
+    names = [name for name in (ADAPTER, LABELS, PAGE, REPORT) if (published.folder / name).exists()]
+    partials = {name: partial_of(output / name) for name in names}
+    try:
+        for name, partial in partials.items():
+            _remove(partial)
+            _copy(published.folder / name, partial)
+        for name, partial in partials.items():
+            _remove(output / name)
+            partial.rename(output / name)
+    except BaseException:
+        for partial in partials.values():
+            _remove(partial)
+        raise
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

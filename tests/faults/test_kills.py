@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Point, arguments, results, run_killed, run_to_end, server, write_files
+from tests.faults.runs import Point, arguments, results, run_killed, run_to_end
 
 pytestmark = pytest.mark.slow
 
@@ -27,24 +27,6 @@ POINTS = {
     "adapter and manifest": Point("semievol.backends.training", "_save_adapter", 2, "after"),
     "the hand-out": Point("semievol.publication", "hand_out"),
 }
-
-
-@pytest.fixture(scope="module")
-def context() -> ForkServerContext:
-    return server()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_files(tmp_path_factory.mktemp("kills") / "data")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(context: ForkServerContext, data: Path) -> dict[str, str]:
-    log, output = data.parent / "log", data.parent / "undisturbed"
-    assert run_to_end(context, arguments(data, output), log) == 0, log.read_text()
-    assert not (output / "checkpoints").exists()
-    return results(output)
 
 
 @pytest.mark.parametrize("name", POINTS)
