@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from semievol.backends import training
@@ -280,3 +281,20 @@ def test_another_trainings_checkpoint_is_not_gone_on_with(
     train(chat, tmp_path / "out", FakeCheckpoints(kept, every=1000), settings, rows, progress=resumed_at(steps))
     assert steps[0] == 1
     assert "another training's" in caplog.text
+
+
+# --- out of memory ----------------------------------------------------------------------------------------------------
+
+
+def test_a_halved_micro_batch_goes_on_from_the_checkpoint_to_the_same_adapter(chat: Chat, tmp_path: Path) -> None:
+    """Dropout draws by micro-batch, so it is off; sums then differ by rounding only."""
+    settings = EPOCHS.model_copy(update={"lora": LoraSettings(dropout=0)})
+    whole = train(chat, tmp_path / "whole", settings=settings)
+    kept = FakeCheckpoints(stop(chat, tmp_path, 4, settings), every=1000)
+    log = LoraTrainer(BASE, CPU, chat, kept, halvings=1).train(ROWS, settings, seed=5, output=tmp_path / "halved")
+    assert (whole.log.micro_batch_size, log.micro_batch_size) == (4, 2)
+    assert log.steps == whole.log.steps
+    halved, plain = (safetensors.torch.load_file(tmp_path / name / WEIGHTS) for name in ("halved", "whole"))
+    assert halved.keys() == plain.keys()
+    for name, weights in plain.items():
+        torch.testing.assert_close(halved[name], weights, atol=1e-5, rtol=1e-3)

@@ -167,7 +167,7 @@ class _Late:
         return getattr(self._build(), name)
 
 
-def _told(error: Exception, spec: plan.JobSpec, adjustments: dict[str, int]) -> dict[str, Any]:
+def told(error: Exception, spec: plan.JobSpec, adjustments: dict[str, int]) -> dict[str, Any]:
     """What the supervisor hears. `own`: it is the job's own fault, so that it would fail again.
 
     `smaller`: what another attempt should do to need less memory.
@@ -175,10 +175,10 @@ def _told(error: Exception, spec: plan.JobSpec, adjustments: dict[str, int]) -> 
     fault = error if isinstance(error, SemiEvolError) else fault_of(error)
     if fault is None:
         return {"code": _code_of(error), "message": f"{type(error).__name__}: {error}", "own": False}
-    told: dict[str, Any] = {"code": fault.code, "own": not isinstance(fault, DiskFull), **_in_users_words(fault, spec)}
+    heard: dict[str, Any] = {"code": fault.code, "own": not isinstance(fault, DiskFull), **_in_users_words(fault, spec)}
     if isinstance(fault, OutOfMemory) and fault.rows > 1:
-        told["smaller"] = asdict(Halvings(**adjustments).once_more(fault.phase))
-    return told
+        heard["smaller"] = asdict(Halvings(**adjustments).once_more(fault.phase))
+    return heard
 
 
 def _code_of(error: Exception) -> str:
@@ -217,7 +217,7 @@ def main(spec_path: str) -> int:
     except Exception as error:  # noqa: BLE001  -- the outermost frame
         if not isinstance(error, SemiEvolError):
             traceback.print_exc()
-        pipe.tell("error", **_told(error, spec, more["adjustments"]))
+        pipe.tell("error", **told(error, spec, more["adjustments"]))
         return EXIT_FAILED
     return EXIT_DONE
 

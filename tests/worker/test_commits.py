@@ -2,11 +2,12 @@
 
 from sqlalchemy import select, update
 
+from semievol.errors import OutOfMemory
 from store import units
 from store.database import now
 from store.models import JobEvent, Unit
 from tests.worker.conftest import Stack
-from worker import commits
+from worker import commits, runner
 
 ATTEMPTS = 5
 
@@ -43,3 +44,23 @@ def test_a_unit_that_failed_by_itself_is_tried_again_at_once(sqlite_stack: Stack
     assert fail(sqlite_stack, "internal_error") <= 0
     with sqlite_stack.database.write() as session:
         assert units.claim(session, "w", ("cpu",), 60) is not None
+
+
+def test_a_batch_that_did_not_fit_is_halved_in_the_next_attempt(sqlite_stack: Stack) -> None:
+    job_id = sqlite_stack.post_job()
+    for rows, halvings in ((8, {}), (4, {"training": 1, "generation": 0}), (2, {"training": 2, "generation": 0})):
+        with sqlite_stack.database.write() as session:
+            claim = units.claim(session, "w", ("cpu",), 60)
+            assert claim is not None
+            assert claim.adjustments == halvings
+            spec = commits.begin(session, claim)
+        error = runner.told(OutOfMemory("training", rows), spec, claim.adjustments)
+        with sqlite_stack.database.write() as session:
+            assert commits.unit_failed(session, claim, error, ATTEMPTS) == {"cpu"}
+    error = runner.told(OutOfMemory("training", 1), spec, claim.adjustments)
+    with sqlite_stack.database.write() as session:
+        claim = units.claim(session, "w", ("cpu",), 60)
+        assert claim is not None
+        commits.unit_failed(session, claim, error, ATTEMPTS)
+    job = sqlite_stack.job(job_id)
+    assert (job.status, (job.error or {})["code"]) == ("failed", "out_of_memory")

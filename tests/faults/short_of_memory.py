@@ -1,0 +1,29 @@
+"""`semievol` on a machine that holds few rows at once: `python -m tests.faults.short_of_memory ROWS run ...`."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from semievol.backends.huggingface import HuggingFaceGenerator
+from semievol.backends.training import _MaskedTrainer
+from semievol.cli import main
+
+
+def limited(work: Callable[..., Any], rows_of: Callable[..., int], most: int) -> Callable[..., Any]:
+    """The work, which fails as torch does on a CPU with too many rows."""
+
+    def limited_work(*given: Any, **named: Any) -> Any:
+        if rows_of(*given) > most:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return work(*given, **named)
+
+    return limited_work
+
+
+if __name__ == "__main__":
+    rows = int(sys.argv[1])
+    trainer: Any = _MaskedTrainer
+    generator: Any = HuggingFaceGenerator
+    trainer.compute_loss = limited(trainer.compute_loss, lambda _, model, inputs: len(inputs["input_ids"]), rows)
+    generator._prefill = limited(generator._prefill, lambda _, prompts: len(prompts), 4 * rows)
+    sys.exit(main(sys.argv[2:]))
