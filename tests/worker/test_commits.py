@@ -57,10 +57,10 @@ def test_a_batch_that_did_not_fit_is_halved_in_the_next_attempt(sqlite_stack: St
         error = runner.told(OutOfMemory("training", rows), spec, claim.adjustments)
         with sqlite_stack.database.write() as session:
             assert commits.unit_failed(session, claim, error, ATTEMPTS) == {"cpu"}
-    error = runner.told(OutOfMemory("training", 1), spec, claim.adjustments)
     with sqlite_stack.database.write() as session:
         claim = units.claim(session, "w", ("cpu",), 60)
         assert claim is not None
+        error = runner.told(OutOfMemory("training", 1), spec, claim.adjustments)
         commits.unit_failed(session, claim, error, ATTEMPTS)
     job = sqlite_stack.job(job_id)
     assert (job.status, (job.error or {})["code"]) == ("failed", "out_of_memory")
