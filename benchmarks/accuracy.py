@@ -121,11 +121,14 @@ def _answered(arena: Arena) -> list[Stage]:
     pool = pool_size(job.recipe, arena.data.facts["rows"]["labeled"])
     pending = stages.Pending.of(arena.prepared, recipe)
     near = work.stage(f"neighbours-{pool}", stages.find_neighbours(data, backend, pending, job))
+    labeled = read_examples(data.train)
     with stages.open_lazily(backend, arena.sft if recipe.propagation.in_weight else None) as generator:
         return [
             work.stage(
                 f"{name}/generate-{shard:05d}",
-                stages.generate_shard(data, generator, pending, near, shard, 1, job),
+                stages.generate_shard(
+                    data, lambda: labeled, generator, pending, near, job, shard=shard, round_number=1
+                ),
             )
             for shard in range(pending.shards)
         ]

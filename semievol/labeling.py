@@ -3,6 +3,7 @@
 The rows are read twice where answers are scored and never all held, so callers pass what opens them.
 """
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -39,27 +40,27 @@ def label_rows(
 def _label_scored(read: Reader, answers: Answers, mix: Mapping[str, int] | None) -> tuple[list[str], list[Label]]:
     """Scored answers; with `mix`, balanced to it over all rows at once."""
     columns: dict[str, int] = {}
-    rows: list[tuple[tuple[str, ...], list[float] | None]] = []
+    values, places, widths = array("d"), array("q"), array("q")  # of all rows: a million lists would take gigabytes
     for one in read():
         options = options_of(one.row, answers)
-        for option in options:
-            columns.setdefault(option, len(columns))
-        rows.append((options, mean_probabilities(one.trials, one.justification) if one.trials else None))
-    table = np.zeros((len(rows), len(columns)))
-    for place, (options, probabilities) in enumerate(rows):
-        if probabilities is not None:
-            table[place, [columns[option] for option in options]] = probabilities
-    scored = [place for place, (_, probabilities) in enumerate(rows) if probabilities is not None]
-    if mix is not None and scored:
+        probabilities = mean_probabilities(one.trials, one.justification) if one.trials else []
+        values.extend(probabilities)
+        places.extend(columns.setdefault(option, len(columns)) for option in options[: len(probabilities)])
+        widths.append(len(probabilities))
+    table = np.zeros((len(widths), len(columns)))
+    table[np.repeat(np.arange(len(widths)), widths), places] = values
+    scored = np.flatnonzero(widths)
+    if mix is not None and len(scored):
         # One more of each answer: a class that few labels happen to show is rare, not impossible.
         share = np.array([mix.get(option, 0) + 1 for option in columns], dtype=np.float64)
         table[scored] = balance(table[scored], share / share.sum())
     ids, labels = [], []
     for place, one in enumerate(read()):
-        options, probabilities = rows[place]
-        final = [float(table[place, columns[option]]) for option in options]
         ids.append(one.row.id)
-        labels.append(
-            Label("too_long") if probabilities is None else label_scored(one.trials, one.justification, final, options)
-        )
+        if not one.trials:
+            labels.append(Label("too_long"))
+            continue
+        options = options_of(one.row, answers)
+        final = [float(table[place, columns[option]]) for option in options]
+        labels.append(label_scored(one.trials, one.justification, final, options))
     return ids, labels

@@ -9,12 +9,14 @@ import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from semievol import outcome, publication, stages
 from semievol.ports import Backend, Observer
 from semievol.recipe import Recipe
+from semievol.tables import read_examples
 from semievol.workdir import Stage, StageWork, Workdir, sha256_of
 
 
@@ -146,10 +148,13 @@ def _round(
     first = "propagate" if number == 1 else f"{name}/propagate"
     [neighbours] = yield [Step(f"{name}/neighbours", first, find, [prepared, source])]
     read = [stage for stage in (prepared, source, neighbours, teacher) if stage]
+    labeled = cache(lambda: read_examples(data.train))
     with stages.open_lazily(backend, teacher) as generator:
 
         def shard_step(shard: int) -> Step:
-            answer = stages.generate_shard(data, generator, pending, neighbours, shard, number, job)
+            answer = stages.generate_shard(
+                data, labeled, generator, pending, neighbours, job, shard=shard, round_number=number
+            )
             return Step(f"{name}/generate-{shard:05d}", f"{name}/generate-{shard:05d}", answer, read)
 
         shards = yield [shard_step(shard) for shard in range(pending.shards)]

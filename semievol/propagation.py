@@ -33,10 +33,22 @@ def top_k(queries: Floats, documents: Floats, k: int) -> tuple[npt.NDArray[np.in
     similarities = np.empty((len(queries), k), dtype=np.float32)
     for start in range(0, len(queries), CHUNK_ROWS):
         scores = queries[start : start + CHUNK_ROWS] @ documents.T
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        best = _best(scores, k)
         indices[start : start + CHUNK_ROWS] = best
         similarities[start : start + CHUNK_ROWS] = np.take_along_axis(scores, best, axis=1)
     return indices, similarities
+
+
+def _best(scores: Floats, k: int) -> npt.NDArray[np.int64]:
+    """Columns of the k highest scores of each row, the highest first, ties by column."""
+    columns = scores.shape[1]
+    best = np.sort(np.argpartition(scores, columns - k, axis=1)[:, columns - k :], axis=1)
+    values = np.take_along_axis(scores, best, axis=1)
+    best = np.take_along_axis(best, np.argsort(-values, axis=1, kind="stable"), axis=1)
+    # Which of several equal scores at the border a partition takes is its own affair: such rows are sorted whole.
+    tied = np.count_nonzero(scores >= values.min(axis=1, keepdims=True), axis=1) > k
+    best[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
+    return best
 
 
 def nearest_others(

@@ -273,14 +273,16 @@ def open_lazily(backend: Backend, teacher: Stage | None) -> Iterator[Callable[[]
 
 def generate_shard(
     data: Prepared,
+    labeled: Callable[[], Sequence[Example]],
     generator: Callable[[], Generator],
     pending: Pending,
     neighbours: Stage,
+    job: "Job",
+    *,
     shard: int,
     round_number: int,
-    job: "Job",
 ) -> StageWork:
-    """Collaborative learning over one shard."""
+    """Collaborative learning over one shard. `labeled` and the generator are shared by all shards of a process."""
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
         rows = read_examples(pending.path, shard)
@@ -291,7 +293,7 @@ def generate_shard(
         answered = answer_shard(
             rows,
             near,
-            read_examples(data.train),
+            labeled(),
             generator(),
             data.answers,
             job.recipe,

@@ -16,7 +16,7 @@ from semievol.fakes import FakeObserver
 from semievol.pipeline import Job
 from semievol.recipe import Recipe
 from semievol.seeds import seed_of
-from semievol.tables import answered_of, read_rows
+from semievol.tables import answered_of, read_examples, read_rows
 from semievol.workdir import Workdir, sha256_of
 
 pytestmark = pytest.mark.slow
@@ -45,9 +45,12 @@ def answer_shards(data: Path, output: Path, answers: str, shards: list[int], sha
     prepared, pending = stages.Prepared.of(stage), stages.Pending.of(stage, job.recipe)
     sft = work.stage("warm-up", stages.warm_up(prepared, backend, job))
     near = work.stage("neighbours", stages.find_neighbours(prepared, backend, pending, job))
+    labeled = read_examples(prepared.train)
     with stages.open_lazily(backend, sft) as generator:
         for shard in shards:
-            step = stages.generate_shard(prepared, generator, pending, near, shard, 1, job)
+            step = stages.generate_shard(
+                prepared, lambda: labeled, generator, pending, near, job, shard=shard, round_number=1
+            )
             work.stage(f"generate-{shard}", step)
 
 

@@ -1,0 +1,164 @@
+"""A million unlabeled rows through everything but the model: how long and how much memory, beside a tenth of them.
+
+    python -m benchmarks.scale [--rows N ...]
+
+Every size runs in a process of its own: files are read, checked and split, each row finds its neighbours among 10,000
+labeled ones by exact search over made-up vectors of 384 dimensions, a made-up model scores the options for four
+collaborators, labels are agreed on, balanced and selected, and written as Parquet.
+"""
+
+import argparse
+import contextlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semievol import stages
+from semievol.fakes import FakeBackend, FakeObserver
+from semievol.outcome import final_labels
+from semievol.pipeline import Job, plan
+from semievol.ports import Floats, Generator, Progress, Request, Response, Retriever, no_progress
+from semievol.prompts import Prompt
+from semievol.propagation import DenseRetriever
+from semievol.recipe import Recipe
+from semievol.seeds import seed_of
+from semievol.tables import PSEUDO_LABELS, write_rows
+from semievol.workdir import Stage, Workdir
+
+ROWS = (100_000, 1_000_000)
+LABELED = 10_000
+CLASSES = 8
+DIMENSIONS = 384
+MOST_MB = 2048
+MOST_RATIO = 11.0
+LAST = "round-1/select"
+
+
+class MadeUpVectors:
+    """The `Embedder` port: a unit vector that depends on the text alone."""
+
+    def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> Floats:
+        """See `ports.Embedder`."""
+        vectors = np.empty((len(texts), DIMENSIONS), dtype=np.float32)
+        for place, text in enumerate(texts):
+            vectors[place] = np.random.Generator(np.random.SFC64(seed_of(text))).random(DIMENSIONS, np.float32)
+        return np.asarray((vectors - 0.5) / np.linalg.norm(vectors - 0.5, axis=1, keepdims=True), dtype=np.float32)
+
+
+class MadeUpScores:
+    """The `Generator` port: one greedy reply, and log-probabilities of options that depend on the prompt."""
+
+    def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
+        """See `ports.Generator`."""
+        return True
+
+    def generate(
+        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+    ) -> Iterator[tuple[int, list[Response]]]:
+        """See `ports.Generator`."""
+        for place, request in enumerate(requests):
+            yield place, [Response("class-0", (-0.1,), True) for _ in request.seeds]
+
+    def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
+        """See `ports.Generator`."""
+        for place, (prompt, row) in enumerate(zip(prompts, options, strict=True)):
+            chosen = seed_of(prompt[-1].content) % len(row)
+            seen = len(prompt[1].content) / 1000
+            scores = np.full(len(row), -3.0 - seen)
+            scores[chosen] = 0.0
+            yield place, (scores - np.log(np.exp(scores).sum())).tolist()
+
+
+@dataclass
+class MadeUpBackend(FakeBackend):
+    """No engine, and vectors that cost little."""
+
+    made: list[str] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def generator(self, adapter: Path | None) -> Iterator[Generator]:
+        """See `ports.Backend`."""
+        yield MadeUpScores()
+
+    def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> Retriever:  # type: ignore[override]
+        """See `ports.Backend`."""
+        return DenseRetriever(MadeUpVectors(), documents, progress)
+
+
+def write_files(folder: Path, rows: int) -> Job:
+    """Labeled and unlabeled rows of a closed task."""
+    recipe = Recipe.resolve({"warmup": {"steps": 1}})
+    job = Job("made-up", folder / "labeled.jsonl", folder / "unlabeled.jsonl", recipe, validation=folder / "few.jsonl")
+    filler = "the quick brown fox jumps over the lazy dog and " * 4
+    sizes = {job.labeled: LABELED, job.unlabeled: rows, job.validation: 100}
+    for path, count in sizes.items():
+        assert path is not None
+        with path.open("w", encoding="utf-8") as file:
+            for number in range(count):
+                turns = [{"role": "user", "content": f"{path.stem} question {number}: {filler}{number * 7919 % 10007}"}]
+                if path != job.unlabeled:
+                    turns.append({"role": "assistant", "content": f"class-{number % CLASSES}"})
+                file.write(json.dumps({"messages": turns}) + "\n")
+    return job
+
+
+def measure(rows: int, folder: Path) -> dict[str, Any]:
+    """Seconds by stage and in all, and the most memory of this process."""
+    job, output = write_files(folder, rows), folder / "out"
+    started = time.monotonic()
+    work = Workdir(output, job.identity(), FakeObserver())
+    with contextlib.closing(plan(job, MadeUpBackend())) as steps:
+        ready = next(steps)
+        while not any(step.name == LAST for step in ready):
+            ready = steps.send([work.stage(step.name, step.work) for step in ready])
+        [selected] = [work.stage(step.name, step.work) for step in ready]
+    begun = time.monotonic()
+    written = write_rows(output / "pseudo_labels.parquet", PSEUDO_LABELS, _published(selected), 1024)
+    assert written == rows
+    seconds = {"write": time.monotonic() - begun}
+    for name, stage in work.stages.items():
+        kind = name.removeprefix("round-1/").partition("-0")[0]
+        seconds[kind] = seconds.get(kind, 0.0) + stage.seconds
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"rows": rows, "seconds": time.monotonic() - started, "peak_mb": peak, "stages": seconds}
+
+
+def _published(selected: Stage) -> Iterator[dict[str, Any]]:
+    done: Any = stages.Round(1, [], selected, selected, selected)
+    return final_labels([done])
+
+
+def main() -> None:
+    """Command line: one process a size, and the verdict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.alone:
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            print(json.dumps(measure(arguments.rows[0], Path(folder))))
+        return
+    found = []
+    for rows in arguments.rows:
+        command = [sys.executable, "-m", "benchmarks.scale", "--alone", "--rows", str(rows)]
+        told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        found.append(told)
+        by_stage = ", ".join(f"{name} {seconds:.1f}" for name, seconds in told["stages"].items() if seconds >= 0.1)
+        print(f"{rows:>9,} rows: {told['seconds']:7.1f} s, peak {told['peak_mb']:6.0f} MB   ({by_stage})", flush=True)
+    ratio = found[-1]["seconds"] / found[0]["seconds"]
+    print(f"  time {ratio:.1f} times as long for {found[-1]['rows'] / found[0]['rows']:.0f} times the rows")
+    print(f"  at most {MOST_RATIO:g} times: {'met' if ratio <= MOST_RATIO else 'MISSED'}")
+    print(f"  under {MOST_MB:,} MB: {'met' if found[-1]['peak_mb'] < MOST_MB else 'MISSED'}")
+
+
+if __name__ == "__main__":
+    main()
