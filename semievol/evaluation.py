@@ -70,7 +70,11 @@ def reply_limit(answers: Answers, rows: Sequence[Example], max_new_tokens: int) 
 
 def accuracy(predictions: Sequence[Prediction]) -> Accuracy:
     """Accuracy with its Wilson 95 % interval."""
-    correct, n = sum(prediction.correct for prediction in predictions), len(predictions)
+    return share(sum(prediction.correct for prediction in predictions), len(predictions))
+
+
+def share(correct: int, n: int) -> Accuracy:
+    """`correct` of `n`, at least one, with the Wilson 95 % interval."""
     interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
     return Accuracy(correct / n, float(interval.low), float(interval.high), n)
 

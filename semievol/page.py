@@ -1,52 +1,56 @@
 """`report.html`: one self-contained page, drawn from the report by a template. Whatever users wrote is escaped."""
 
 import re
-from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from semievol import wording
+from semievol import charts, wording
+from semievol.recipe import Recipe
 from semievol.wording import Report
 
-MAX_ANSWERS = 20
-"""Answers shown one by one; the rarer ones are summed."""
-TRAININGS = {"warmup": "SFT", "evolution": "SemiEvol"}
+FOLDED = 240
+"""Characters from which a text is folded."""
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerShare:
-    """How often an answer occurs among the labels and among the accepted pseudo-labels, as shares of each."""
-
-    answer: str
-    labeled: float
-    accepted: float
-    accepted_rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class LossCurve:
-    """One training's losses. `points`: x and y from 0 to 100, y downwards, as SVG wants them."""
+class Setting:
+    """A setting that differs from the default or from the preset `paper`."""
 
     name: str
-    key: str
-    points: list[tuple[float, float]]
-    last: float
-
-
-@dataclass(frozen=True, slots=True)
-class LossChart:
-    """Curves over the same axes: steps from 0 to `steps`, losses from 0 to `top`."""
-
-    curves: list[LossCurve]
-    steps: int
-    top: float
+    value: Any
+    default: Any
+    paper: Any
 
 
 def render_html(report: Report) -> str:
     """The page of a report."""
+    base = report["provenance"]["inputs"]["model"]
+    evolves = wording.evolves(report)
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            wording=wording,
+            charts=charts,
+            evolves=evolves,
+            folded=FOLDED,
+            costs=wording.stage_costs(report),
+            settings=differing_settings(report),
+            all_settings=Recipe.model_validate(report["recipe"]).flat(),
+            provenance=provenance(report),
+            load="\n".join(wording.load_lines(base, "adapter")),
+            serve=" \\\n  ".join(wording.serve_command(report, base, "adapter")),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("semievol"),
         autoescape=True,
@@ -55,69 +59,27 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": wording.percent,
+        "percent": lambda share: _whole(wording.percent(share)),
         "interval": wording.interval,
         "duration": wording.duration,
         "setting": _setting,
         "breakable": _breakable,
-        "whole": lambda text: text.replace(" %", "\u00a0%"),
+        "whole": _whole,
+        "count": wording.count,
+        "number": "{:,}".format,
     }
-    base = report["provenance"]["inputs"]["model"]
-    differing = report.get("differs_from_paper", {})
-    return environment.get_template("report.html").render(
-        report=report,
-        wording=wording,
-        evolves=wording.evolves(report),
-        answers=answer_shares(report),
-        losses=loss_chart(report),
-        seconds=wording.stage_seconds(report),
-        differences={name: pair for name, pair in differing.items() if name != "preset"},
-        provenance=provenance(report),
-        load="\n".join(wording.load_lines(base, "adapter")),
-        serve=" \\\n  ".join(wording.serve_command(report, base, "adapter")),
-    )
+    return environment
 
 
-def answer_shares(report: Report) -> list[AnswerShare]:
-    """The labeled mix of answers beside that of the accepted rows; empty without both or where the task is open."""
-    labeled = Counter[str](report["answer_mix"])
-    if not labeled or not wording.evolves(report):
-        return []
-    accepted = Counter[str]()
-    for one in report["rounds"][: report["best_round"]]:
-        accepted.update(one["answers"])
-    order = sorted(labeled.keys() | accepted.keys(), key=lambda answer: (-labeled[answer], -accepted[answer], answer))
-    groups = [(answer, [answer]) for answer in order[:MAX_ANSWERS]]
-    if rest := order[MAX_ANSWERS:]:
-        groups.append((f"{len(rest):,} more", rest))
-    return [
-        AnswerShare(
-            answer=name,
-            labeled=sum(labeled[one] for one in members) / labeled.total(),
-            accepted=sum(accepted[one] for one in members) / max(1, accepted.total()),
-            accepted_rows=sum(accepted[one] for one in members),
-        )
-        for name, members in groups
-    ]
-
-
-def loss_chart(report: Report) -> LossChart | None:
-    """The trainings over the same axes; None where no loss was logged."""
-    trainings = {key: one for key, one in report["training"].items() if one.get("losses")}
-    if not trainings:
-        return None
-    steps = max(step for one in trainings.values() for step, _ in one["losses"])
-    top = max(loss for one in trainings.values() for _, loss in one["losses"]) or 1.0
-    curves = [
-        LossCurve(
-            name=TRAININGS[key],
-            key=key,
-            points=[(round(100 * step / steps, 2), round(100 - 100 * loss / top, 2)) for step, loss in one["losses"]],
-            last=one["losses"][-1][1],
-        )
-        for key, one in trainings.items()
-    ]
-    return LossChart(curves, steps, top)
+def differing_settings(report: Report) -> list[Setting]:
+    """The settings that differ from the default, from the preset `paper` or from both, by name."""
+    default, paper = report["differs_from_default"], report.get("differs_from_paper", {})
+    names = sorted((default.keys() | paper.keys()) - {"preset"})
+    found = []
+    for name in names:
+        value = (default.get(name) or paper[name])[0]
+        found.append(Setting(name, value, default.get(name, (0, value))[1], paper.get(name, (0, value))[1]))
+    return found
 
 
 def provenance(report: Report) -> dict[str, Any]:
@@ -133,6 +95,11 @@ def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return "null" if value is None else str(value)
+
+
+def _whole(text: str) -> str:
+    """Percent signs stay with their number."""
+    return text.replace(" %", "\u00a0%")
 
 
 def _breakable(name: str) -> Markup:

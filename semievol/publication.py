@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semievol import page, report
+from semievol.evidence import Watched, measure_of
 from semievol.outcome import Verdict, final_labels
 from semievol.ports import Backend, Progress
 from semievol.stages import ADAPTER, Prepared
@@ -25,11 +26,12 @@ def publish(job: "Job", data: Prepared, backend: Backend, verdict: Verdict, done
     """Gather what the user gets: adapter, report and, where rows were labeled, the pseudo-labels."""
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
-        told = report.build(job, data, verdict, done, backend.provenance())
+        watched = Watched(measure_of(data.answers, job.recipe))
         shutil.copytree(verdict.delivered(job.recipe).folder / ADAPTER, folder / ADAPTER)
         if verdict.best_round is not None:
             labels = final_labels(verdict.rounds[: verdict.best_round.number])
-            write_rows(folder / LABELS, PSEUDO_LABELS, labels, 1024)
+            write_rows(folder / LABELS, PSEUDO_LABELS, watched.watch(labels), 1024)
+        told = report.build(job, data, verdict, watched, done, backend.provenance())
         write_whole(folder / PAGE, page.render_html(told).encode())
         write_whole(folder / REPORT, json.dumps(told, indent=2, ensure_ascii=False).encode())
         return {"delivered": told["delivered"], "accuracies": told["accuracy"]}

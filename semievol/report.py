@@ -2,9 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from semievol.outcome import Verdict, flips
+from semievol.evaluation import share
+from semievol.evidence import Watched, confusion, held_out_examples
+from semievol.outcome import Verdict, flips, read_predictions
 from semievol.recipe import Recipe
 from semievol.stages import REVIEWED, Prepared, Round
 from semievol.workdir import Stage
@@ -17,9 +20,17 @@ _SETTLED = ("confident", "drawn", "kept_all", "too_long", REVIEWED)
 
 
 def build(
-    job: "Job", data: Prepared, verdict: Verdict, stages: Mapping[str, Stage], provenance: Mapping[str, str]
+    job: "Job",
+    data: Prepared,
+    verdict: Verdict,
+    watched: Watched,
+    stages: Mapping[str, Stage],
+    provenance: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The report as plain values: what `report.json` holds. Plain fine-tuning has nothing to say of SemiEvol."""
+    """The report as plain values: what `report.json` holds. Plain fine-tuning has nothing to say of SemiEvol.
+
+    `watched`: what passed by while the pseudo-labels were written.
+    """
     told = {
         "accuracy": {"base": verdict.base.facts["accuracy"], "sft": verdict.sft_test.facts["accuracy"]},
         "measured_on": "test" if data.test else "validation",
@@ -31,11 +42,15 @@ def build(
         "answer_mix": dict(data.facts["answer_mix"]),
         "training": {"warmup": dict(verdict.sft.facts)},
         "stage_seconds": {name: stage.seconds for name, stage in stages.items()},
+        "stage_tokens": {name: stage.facts["tokens"] for name, stage in stages.items() if "tokens" in stage.facts},
         "recipe": job.recipe.model_dump(mode="json"),
+        "differs_from_default": job.recipe.differences(Recipe()),
         "provenance": {"seed": job.seed, "inputs": data.facts["inputs"], **provenance},
     }
     if verdict.best_round is not None and verdict.evolved_test is not None:
         _add_rounds(told, job, verdict, verdict.best_round, verdict.evolved_test)
+        told["pseudo_labels"] = watched.told()
+    _add_held_out(told, data, verdict)
     return told
 
 
@@ -49,12 +64,39 @@ def _add_rounds(told: dict[str, Any], job: "Job", verdict: Verdict, best: Round,
         "deliver": job.recipe.evaluation.deliver,
         **_totals(verdict.rounds[: best.number]),
         "rounds": [
-            {"round": one.number, **one.selected.facts, "validation": one.validation.facts["accuracy"]}
+            {
+                "round": one.number,
+                **one.selected.facts,
+                "validation": one.validation.facts["accuracy"],
+                "training": dict(one.trained.facts),
+            }
             for one in verdict.rounds
         ],
         "best_round": best.number,
+        **_reviewed(verdict.rounds),
         "differs_from_paper": job.recipe.differences(Recipe.resolve({"preset": "paper"})),
     }
+
+
+def _add_held_out(told: dict[str, Any], data: Prepared, verdict: Verdict) -> None:
+    measured = {"base": verdict.base, "sft": verdict.sft_test}
+    if verdict.evolved_test is not None:
+        measured["semievol"] = verdict.evolved_test
+    predictions = {name: read_predictions(stage) for name, stage in measured.items()}
+    told["examples"] = held_out_examples(data.test or data.validation, predictions)
+    if data.answers.kind == "choice":
+        told["confusion"] = {name: confusion(ones) for name, ones in predictions.items()}
+
+
+def _reviewed(rounds: Sequence[Round]) -> dict[str, Any]:
+    """`review`: how many of the pseudo-labels that a person decided were left as they were, by what selection said."""
+    judged = [one.selected.facts["judged"] for one in rounds if "judged" in one.selected.facts]
+    counts = {side: Counter[str]() for side in ("accept", "reject")}
+    for one in judged:
+        for side, count in counts.items():
+            count.update(one[side])
+    told = {side: asdict(share(count["kept"], count.total())) for side, count in counts.items() if count.total()}
+    return {"review": told} if told else {}
 
 
 def _totals(rounds: Sequence[Round]) -> dict[str, dict[str, int]]:

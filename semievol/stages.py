@@ -347,9 +347,18 @@ def apply_review(selected: Stage, round_number: int, job: "Job") -> StageWork:
         if job.reviewed is not None:
             with job.reviewed.open(encoding="utf-8") as lines:
                 edits = {edit["id"]: edit for edit in map(json.loads, lines) if edit["round"] == round_number}
-        records = (_reviewed(record, edits.get(record["id"])) for record in read_rows(selected.folder / DECIDED))
-        facts = _write_decided(folder, records, job.recipe.generation.shard_size)
-        return facts | {"reviewed": len(edits)}
+        judged = {decision: {"kept": 0, "changed": 0} for decision in ("accept", "reject")}
+
+        def reviewed() -> Iterator[dict[str, Any]]:
+            for record in read_rows(selected.folder / DECIDED):
+                after = _reviewed(record, edits.get(record["id"]))
+                if after["reason"] == REVIEWED:
+                    agrees = after["decision"] == "accept" and after["answer"] == record["answer"]
+                    judged[record["decision"]]["kept" if agrees else "changed"] += 1
+                yield after
+
+        facts = _write_decided(folder, reviewed(), job.recipe.generation.shard_size)
+        return facts | {"reviewed": len(edits), "judged": judged}
 
     return work
 

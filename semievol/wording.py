@@ -6,6 +6,7 @@ Functions take the report as plain values (what `report.json` holds).
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Report = Mapping[str, Any]
@@ -47,6 +48,43 @@ _REASONS = {
     "too_long": "too long for the model",
 }
 
+_OUTCOMES = {
+    "consistent": "all collaborators agreed",
+    "justified": "they differed; self-justification took part",
+    "majority": "they differed; the largest group decided",
+    "balanced": "they agreed on an answer that the labeled mix made less likely",
+}
+
+_MEASURES = {
+    "probability": "probability of the answer",
+    "vote_share": "share of the votes",
+    "token_probability": "mean probability of the reply's tokens",
+}
+
+_KINDS = {
+    "number": "Replies are read as numbers, which are equal within {tolerance}.",
+    "text": "Replies are free text, compared without case, punctuation and articles.",
+    "exact": "Replies are compared as they are written.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """What a stage took. `tokens`: of the rows that it trained on, or of the replies that it wrote; None for others."""
+
+    label: str
+    seconds: float
+    tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One of the run's trainings. `key`: `warmup` or `evolution`; `facts`: rows, steps, tokens, losses."""
+
+    name: str
+    key: str
+    facts: Mapping[str, Any]
+
 
 # --- stages -----------------------------------------------------------------------------------------------------------
 
@@ -65,13 +103,31 @@ def shard_of(path: str) -> int | None:
     return int(match["shard"]) if match and match["shard"] else None
 
 
+def stage_costs(report: Report) -> list[StageCost]:
+    """Seconds and tokens by stage in the order of the run, the shards of a round summed."""
+    seconds: dict[str, float] = {}
+    tokens: dict[str, int] = {}
+    for path, taken in report["stage_seconds"].items():
+        label = stage_label(path)
+        seconds[label] = seconds.get(label, 0.0) + taken
+        if path in report["stage_tokens"]:
+            tokens[label] = tokens.get(label, 0) + report["stage_tokens"][path]
+    return [StageCost(label, taken, tokens.get(label)) for label, taken in seconds.items()]
+
+
 def stage_seconds(report: Report) -> list[tuple[str, float]]:
     """Seconds by stage in the order of the run, the shards of a round summed."""
-    sums: dict[str, float] = {}
-    for path, seconds in report["stage_seconds"].items():
-        label = stage_label(path)
-        sums[label] = sums.get(label, 0.0) + seconds
-    return list(sums.items())
+    return [(one.label, one.seconds) for one in stage_costs(report)]
+
+
+def trainings(report: Report) -> list[Training]:
+    """SFT's training, then that of every round."""
+    found = [Training("SFT", "warmup", report["training"]["warmup"])]
+    rounds = report["rounds"] if evolves(report) else []
+    for one in rounds:
+        name = f"SemiEvol, round {one['round']}" if len(rounds) > 1 else "SemiEvol"
+        found.append(Training(name, "evolution", one["training"]))
+    return found
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -106,6 +162,36 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+# --- what was asked ---------------------------------------------------------------------------------------------------
+
+
+def asked(report: Report) -> str:
+    """What the run was given and what it was to do with it, in sentences."""
+    rows, model = report["rows"], report["provenance"]["inputs"]["model"]
+    given = count(rows["labeled"], "labeled row")
+    if evolves(report):
+        given += f" and {count(rows['unlabeled'], 'row')} without answers"
+    told = [f"To adapt {model} to a task, from {given}.", answer_kind(report)]
+    if evolves(report):
+        validation = count(rows["validation"], "row")
+        source = "held out of the labeled file" if report["validation"]["held_out"] else "of the validation file"
+        told.append(f"Which adapter is delivered is chosen on {validation} {source}.")
+    if any("reviewed" in one for one in report.get("rounds", [])):
+        changed = sum(one.get("reviewed", 0) for one in report["rounds"])
+        told.append(f"A person reviewed the pseudo-labels before they were trained on and decided {changed:,} of them.")
+    return " ".join(told)
+
+
+def answer_kind(report: Report) -> str:
+    """How replies are read, in a sentence."""
+    answers = report["answers"]
+    if answers["kind"] != "choice":
+        return _KINDS[answers["kind"]].format(tolerance=f"{100 * answers['tolerance']:g} %")
+    if answers["options"]:
+        return f"Each reply is one of {len(answers['options']):,} classes."
+    return "Each reply is the letter of one of the row's options."
+
+
 # --- the verdict ------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +218,25 @@ def headline(report: Report) -> str:
         return f"SemiEvol and plain fine-tuning cannot be told apart on {count(sft['n'], 'row')}: {figures} right."
     verb = "beats" if points > 0 else "is worse than"
     return f"SemiEvol {verb} plain fine-tuning by {abs(points):.1f} points: {figures} right."
+
+
+def figures(report: Report) -> list[tuple[str, str]]:
+    """The four figures to remember, with what they are."""
+    measured = report["accuracy"]
+    delivered_value = measured[report["delivered"]]["value"]
+    last, against, name = ("semievol", "sft", "SFT") if evolves(report) else ("sft", "base", "the base model")
+    points = 100 * (measured[last]["value"] - measured[against]["value"])
+    seconds = sum(one.seconds for one in stage_costs(report))
+    rows = ("Labeled rows", f"{report['rows']['labeled']:,}")
+    if evolves(report):
+        kept, rejected = report["decisions"]["accept"], report["decisions"]["reject"]
+        rows = ("Pseudo-labels accepted", f"{kept:,} of {kept + rejected:,}")
+    return [
+        ("Right, as delivered", percent(delivered_value)),
+        (f"{MODELS[last].partition(' (')[0]} minus {name}", f"{points:+.1f} points"),
+        rows,
+        ("Time", duration(seconds)),
+    ]
 
 
 def measured_on(report: Report) -> str:
@@ -218,7 +323,37 @@ def decisions(report: Report) -> str:
 
 def reasons(report: Report) -> list[tuple[str, int]]:
     """How many unlabeled rows were decided for each reason, in words."""
-    return [(_REASONS.get(reason, reason), number) for reason, number in report["reasons"].items()]
+    return [(reason_words(reason), number) for reason, number in report["reasons"].items()]
+
+
+def reason_words(reason: str) -> str:
+    """Why a row was accepted or rejected, in words."""
+    return _REASONS.get(reason, reason)
+
+
+def outcome_words(outcome: str) -> str:
+    """How the collaborators came to an answer, in words."""
+    return _OUTCOMES.get(outcome, outcome)
+
+
+def measure_words(measure: str) -> str:
+    """What rows were ranked by, in words."""
+    return _MEASURES.get(measure, measure)
+
+
+def precision(report: Report) -> str:
+    """What is known of how many accepted pseudo-labels are right, and how it is known."""
+    judged = report.get("review", {}).get("accept")
+    if judged is None:
+        return (
+            "How many of the accepted answers are right is not known: nobody has looked at them. The curve shows what "
+            "the model itself believes, which is often too much."
+        )
+    return (
+        f"Of {count(judged['n'], 'selected row')} that a person decided, {percent(judged['value'])} kept the answer "
+        f"(95 % interval {interval(judged)}). They chose which rows to look at, so this need not hold for the others. "
+        "The curve shows what the model itself believes."
+    )
 
 
 # --- using the adapter ------------------------------------------------------------------------------------------------

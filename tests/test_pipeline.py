@@ -302,6 +302,10 @@ def test_a_person_decides_and_no_later_round_asks_again(tmp_path: Path) -> None:
     assert last[before[waiting[2]]["messages"][-1]["content"]] == "billing"
 
     assert [one["reviewed"] for one in outcome["rounds"]] == [4, 1]
+    judged = [one["judged"] for one in outcome["rounds"]]
+    agreed = int(before[added]["answer"] == "access")
+    assert judged[0] == {"accept": {"kept": 0, "changed": 2}, "reject": {"kept": agreed, "changed": 2 - agreed}}
+    assert sum(judged[1]["accept"].values()) + sum(judged[1]["reject"].values()) == 1
     assert outcome["reasons"]["reviewed"] == (4 if outcome["best_round"] == 1 else 5)
     assert len({row["id"] for row in labels(tmp_path / "out")}) == len(labels(tmp_path / "out")) == ROWS
     assert sum(outcome["decisions"].values()) == sum(outcome["reasons"].values()) == ROWS
@@ -313,6 +317,8 @@ def test_a_review_that_changes_nothing_adds_its_stage_and_nothing_else(tmp_path:
     wanted = without_seconds(run(job, FakeBackend(), tmp_path / "plain", FakeObserver()))
     found = without_seconds(run(replace(job, review=True), FakeBackend(), tmp_path / "reviewed", FakeObserver()))
     assert [one.pop("reviewed") for one in found["rounds"]] == [0] * len(wanted["rounds"])
+    nobody = {"kept": 0, "changed": 0}
+    assert all(one.pop("judged") == {"accept": nobody, "reject": nobody} for one in found["rounds"])
     assert found == wanted
     expected, files = fingerprint(tmp_path / "plain"), fingerprint(tmp_path / "reviewed")
     extra = files.keys() - expected.keys()
