@@ -73,7 +73,7 @@ def _add_rounds(told: dict[str, Any], job: "Job", verdict: Verdict, best: Round,
             for one in verdict.rounds
         ],
         "best_round": best.number,
-        **_reviewed(verdict.rounds),
+        **_reviewed(verdict.rounds[: best.number]),
         "differs_from_paper": job.recipe.differences(Recipe.resolve({"preset": "paper"})),
     }
 

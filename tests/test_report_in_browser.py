@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from semievol import page
-from tests.browser import CHROMIUM, Browser, browser
+from tests.chromium import CHROMIUM, Browser, browser
 from tests.reports import CASES
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
