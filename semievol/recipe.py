@@ -97,25 +97,25 @@ class SelectionSettings(_Settings):
 class LoraSettings(_Settings):
     """Shape of the adapter."""
 
-    rank: int = Field(16, ge=1, le=1024)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.05, ge=0, lt=1)
+    rank: int = Field(16, ge=1, le=1024, description="Rank of each update; more holds more and costs memory.")
+    alpha: int = Field(32, ge=1, description="The update is scaled by alpha / rank.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Share of the adapter's inputs left out while training.")
     target_modules: str | tuple[str, ...] = Field("all-linear", description="As in PEFT's LoraConfig.")
 
 
 class TrainingSettings(_Settings):
     """One fine-tuning."""
 
-    learning_rate: float = Field(1e-4, gt=0)
-    epochs: float = Field(2, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, description="At its peak; lower it if the loss diverges.")
+    epochs: float = Field(2, gt=0, description="Passes over the rows.")
     steps: int | None = Field(None, ge=1, description="Optimizer steps; overrides epochs.")
     batch_size: int = Field(8, ge=1, description="Rows of one optimizer step.")
     micro_batch_size: int | None = Field(None, ge=1, description="Rows in memory at once; by default the whole batch.")
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    gradient_checkpointing: bool = False
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="How it falls after that.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's pull of the weights towards 0.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Longer gradients are shortened to this.")
+    gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
     lora: LoraSettings = LoraSettings()
 
     @model_validator(mode="after")
@@ -143,7 +143,7 @@ class EvaluationSettings(_Settings):
     deliver: Literal["best", "evolved"] = Field(
         "best", description="best: SFT's adapter if SemiEvol's validates worse; evolved: SemiEvol's whatever it scores."
     )
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: int = Field(256, ge=1, description="Longest reply in tokens; a longer one is cut.")
 
 
 class Recipe(_Settings):

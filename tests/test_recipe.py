@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from semievol import recipe_reference
 from semievol.errors import RecipeError
 from semievol.recipe import PAPER, EvolutionSettings, Recipe, parse_setting, read_recipe
 
@@ -227,3 +228,21 @@ def test_a_recipe_file_that_is_no_mapping_is_a_recipe_error(tmp_path: Path, cont
 def test_a_missing_recipe_file_is_a_recipe_error(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
         read_recipe(tmp_path / "none.yaml")
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_is_up_to_date() -> None:
+    path = Path(__file__).parent.parent / "docs" / "recipe.md"
+    assert path.read_text(encoding="utf-8") == recipe_reference.render(), (
+        "python -m semievol.recipe_reference > docs/recipe.md"
+    )
+
+
+def test_every_setting_is_explained() -> None:
+    rows = [line.split(" | ") for line in recipe_reference.render().splitlines() if line.startswith("| `")]
+    names = {row[0].strip("|` ") for row in rows}
+    wanted = {name for name in Recipe().flat() if not name.startswith("evolution.")}
+    assert names == wanted | {"evolution.start", "evolution.weights"}
+    assert all(row[3].strip() for row in rows)

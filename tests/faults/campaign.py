@@ -45,9 +45,8 @@ def kills(folder: Path, data: Path, runs: int, seed: int) -> int:
         lost = (sum(attempts) - undisturbed_seconds) / max(1, len(attempts) - 1)
         same = results(output) == wanted
         equal, killed, worst = equal + same, killed + len(attempts) - 1, max(worst, lost)
-        print(
-            f"run {number:2d}: killed {len(attempts) - 1} times, {lost:4.1f} s lost a kill, {'same' if same else 'OTHER'}"
-        )
+        ending = "same bytes" if same else "OTHER BYTES"
+        print(f"run {number:2d}: killed {len(attempts) - 1} times, {lost:4.1f} s lost a kill, {ending}", flush=True)
     print(f"{equal} of {runs} runs end with the same bytes after {killed} kills; at most {worst:.1f} s lost a kill")
     print(
         f"a start takes {start_seconds(folder / 'undisturbed', undisturbed_seconds):.1f} s, the longest shard "
