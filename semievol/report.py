@@ -40,6 +40,7 @@ def build(
         "rows": data.facts["rows"],
         "answers": dict(data.facts["answers"]),
         "answer_mix": dict(data.facts["answer_mix"]),
+        "overlaps": data.facts.get("overlaps"),  # None: prepared before there was any looking for them
         "training": {"warmup": dict(verdict.sft.facts)},
         "stage_seconds": {name: stage.seconds for name, stage in stages.items()},
         "stage_tokens": {name: stage.facts["tokens"] for name, stage in stages.items() if "tokens" in stage.facts},

@@ -18,13 +18,21 @@ import numpy as np
 from semievol import answers as answer_rules
 from semievol.answers import Answers
 from semievol.errors import DataError, Problem, RecipeError
-from semievol.examples import Example, check_unlabeled, content_id, read_labeled, stream_unlabeled
+from semievol.examples import (
+    MAX_PROBLEMS_SHOWN,
+    Example,
+    check_unlabeled,
+    content_id,
+    read_labeled,
+    stream_unlabeled,
+)
 from semievol.generation import (
     Neighbours,
     answer_shard,
     pool_size,
 )
 from semievol.labeling import label_rows
+from semievol.overlaps import Apart, Finding, contradicting, keep_apart
 from semievol.ports import Backend, Generator, Progress, TrainingRow
 from semievol.prompts import Message, question_of
 from semievol.recipe import Recipe
@@ -134,60 +142,107 @@ def prepare(job: "Job") -> StageWork:
         recipe = job.recipe
         labeled = read_labeled(job.labeled)
         total = check_unlabeled(job.unlabeled) if job.unlabeled is not None else 0
-        rules = answer_rules.infer(
-            [row.labeled_reply for row in labeled],
-            [row.options for row in labeled],
-            kind=recipe.answers.kind,
-            options=recipe.answers.options,
-            tolerance=recipe.answers.tolerance,
-        )
-        if recipe.generation.answers == "scored" and not (rules.kind == "choice" and rules.bare):
-            raise RecipeError("generation.answers is scored, but the labeled replies are not bare options of a choice")
+        rules = decide_answers(labeled, recipe)
+        given = {role: _readable(path, rules) for role, path in (("validation", job.validation), ("test", job.test))}
+        apart = keep_apart(labeled, given["validation"], given["test"])
+        _refuse_empty(job, apart)
         if job.validation is not None:
-            train, validation = labeled, _readable(job.validation, rules)
+            train, validation = apart.labeled, apart.validation
         else:
-            train, validation = hold_out(labeled, rules, recipe.evaluation.holdout, job.seed)
+            train, validation = hold_out(apart.labeled, rules, recipe.evaluation.holdout, job.seed)
         write_examples(folder / "train.parquet", train)
         write_examples(folder / "validation.parquet", validation)
-        test = _readable(job.test, rules) if job.test is not None else []
-        if test:
-            write_examples(folder / "test.parquet", test)
-
-        if job.unlabeled is not None:
-            waiting = _askable(job.unlabeled, total, rules, progress)
-            write_rows(folder / "unlabeled.parquet", EXAMPLES, waiting, recipe.generation.shard_size)
-        mix = Counter(rules.parse(row.labeled_reply, row.options) for row in labeled)
+        if apart.test:
+            write_examples(folder / "test.parquet", apart.test)
+        pool = _write_pool(folder / "unlabeled.parquet", job, apart, rules, total, progress)
+        mix = Counter(rules.parse(row.labeled_reply, row.options) for row in apart.labeled)
+        rows = {"labeled": len(train), "unlabeled": pool, "validation": len(validation), "test": len(apart.test)}
         return {
             "inputs": job.identity(),
             "answers": asdict(rules),
             "answer_mix": dict(mix.most_common()) if rules.kind == "choice" else {},
-            "rows": {"labeled": len(train), "unlabeled": total, "validation": len(validation), "test": len(test)},
+            "rows": rows,
             "held_out": len(validation) if job.validation is None else 0,
+            "overlaps": apart.facts(contradicting(labeled, rules)),
         }
 
     return work
 
 
-def _askable(path: Path, total: int, rules: Answers, progress: Progress) -> Iterator[dict[str, Any]]:
+def decide_answers(labeled: Sequence[Example], recipe: Recipe) -> Answers:
+    """How replies are read. Raises RecipeError if labels and recipe do not agree."""
+    rules = answer_rules.infer(
+        [row.labeled_reply for row in labeled],
+        [row.options for row in labeled],
+        kind=recipe.answers.kind,
+        options=recipe.answers.options,
+        tolerance=recipe.answers.tolerance,
+    )
+    if recipe.generation.answers == "scored" and not (rules.kind == "choice" and rules.bare):
+        raise RecipeError("generation.answers is scored, but the labeled replies are not bare options of a choice")
+    return rules
+
+
+def _write_pool(path: Path, job: "Job", apart: Apart, rules: Answers, total: int, progress: Progress) -> int:
+    """Write the unlabeled rows that no other file holds, in shards; returns how many there are."""
+    if job.unlabeled is None:
+        return 0
+    rows = apart.pool.keep(_askable(job.unlabeled, total, rules, progress))
+    written = write_rows(path, EXAMPLES, map(example_record, rows), job.recipe.generation.shard_size)
+    if not written:
+        raise nothing_left(job.unlabeled, apart.pool.left_out())
+    return written
+
+
+def _refuse_empty(job: "Job", apart: Apart) -> None:
+    """Raises DataError if a file has nothing but rows that another file holds."""
+    for path, rows, sieve in (
+        (job.labeled, apart.labeled, "labeled"),
+        (job.validation, apart.validation, "validation"),
+    ):
+        if path is not None and not rows:
+            raise nothing_left(path, [found for one in apart.sieves if one.role == sieve for found in one.left_out()])
+
+
+def nothing_left(path: Path, left_out: Sequence[Finding]) -> DataError:
+    """The error of a file whose rows were all left out."""
+    where = " and ".join(f"{found.rows:,} in the {found.also_in} file" for found in left_out)
+    hint = f"no row is left: every one occurs in another file as well ({where}); give rows that no other file holds"
+    return DataError(str(path), [Problem(0, "nothing_left", hint)])
+
+
+def _askable(path: Path, total: int, rules: Answers, progress: Progress) -> Iterator[Example]:
     """Unlabeled rows that the labels say how to answer. Raises DataError at the first that they do not."""
     for done, row in enumerate(stream_unlabeled(path), start=1):
-        if rules.kind == "choice" and not (rules.options or row.options):
-            hint = "the row has no options, but the labeled rows are a choice among their own options"
-            raise DataError(str(path), [Problem(row.line, "no_options", hint)])
+        if problem := unaskable(row, rules):
+            raise DataError(str(path), [problem])
         progress(done, total)
-        yield example_record(row)
+        yield row
 
 
-def _readable(path: Path, rules: Answers) -> list[Example]:
-    """Labeled rows whose replies are answers. Raises DataError with the lines of those that are not."""
-    rows = read_labeled(path)
-    wrong = [row for row in rows if rules.parse(row.labeled_reply, row.options) is None]
-    if wrong:
-        hint = f"the reply cannot be read as a {rules.kind}"
-        if rules.options:
-            hint += "; it is none of the labeled rows' answers (set answers.options to name all classes)"
-        raise DataError(str(path), [Problem(row.line, "unknown_answer", hint) for row in wrong[:20]], len(wrong))
+def unaskable(row: Example, rules: Answers) -> Problem | None:
+    """What keeps an unlabeled row from being asked; None if nothing does."""
+    if rules.kind != "choice" or rules.options or row.options:
+        return None
+    hint = "the row has no options, but the labeled rows are a choice among their own options"
+    return Problem(row.line, "no_options", hint)
+
+
+def _readable(path: Path | None, rules: Answers) -> list[Example]:
+    """Labeled rows whose replies are answers; none without a file. Raises DataError with the lines of the others."""
+    rows = read_labeled(path) if path is not None else []
+    if problems := unreadable(rows, rules):
+        raise DataError(str(path), problems[:MAX_PROBLEMS_SHOWN], len(problems))
     return rows
+
+
+def unreadable(rows: Sequence[Example], rules: Answers) -> list[Problem]:
+    """Labeled rows whose replies are no answers."""
+    hint = f"the reply cannot be read as a {rules.kind}"
+    if rules.options:
+        hint += "; it is none of the labeled rows' answers (set answers.options to name all classes)"
+    wrong = [row for row in rows if rules.parse(row.labeled_reply, row.options) is None]
+    return [Problem(row.line, "unknown_answer", hint) for row in wrong]
 
 
 def hold_out(rows: Sequence[Example], rules: Answers, share: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -25,6 +25,9 @@ def show(report: Report, output: Path, console: Console) -> None:
     if caution := wording.caution(report):
         _say(console, f"Caution: {caution}", style="yellow")
     console.print()
+    for told in (wording.left_out(report), wording.worth_a_look(report)):
+        if told:
+            _say(console, told)
     if wording.evolves(report):
         _show_decisions(report, console)
     seconds = wording.stage_seconds(report)

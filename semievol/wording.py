@@ -5,7 +5,7 @@ Functions take the report as plain values (what `report.json` holds).
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -313,6 +313,36 @@ def caution(report: Report) -> str | None:
         f"{count(rows, 'validation row')} cannot tell the two adapters apart, so this choice is mostly chance. "
         f"Give {FEW_VALIDATION_ROWS} or more labeled rows with --validation."
     )
+
+
+def left_out(report: Report) -> str | None:
+    """Which rows of which files were left out because another file holds them; None where none were."""
+    found = (report.get("overlaps") or {}).get("left_out", [])
+    parts = [f"{_found(one)} also in the {one['also_in']} file" for one in found]
+    if not parts:
+        return None
+    return f"Left out, so that no row is both learned from and measured on or known already: {listed(parts)}."
+
+
+def worth_a_look(report: Report) -> str | None:
+    """Rows that were kept although their file repeats or contradicts itself there; None where none were."""
+    overlaps = report.get("overlaps") or {}
+    parts = [f"{_found(one)} repeating another of the file" for one in overlaps.get("repeated", [])]
+    if one := overlaps.get("contradicting"):
+        parts.append(f"{_found(one)} asking the same as another and answered differently")
+    return f"Kept as they are: {listed(parts)}." if parts else None
+
+
+def _found(one: Mapping[str, Any]) -> str:
+    """2 labeled rows (lines 3 and 7)."""
+    more = one["rows"] - len(one["lines"])
+    lines = [*(f"{line:,}" for line in one["lines"]), *([f"{more:,} more"] if more else [])]
+    return f"{count(one['rows'], one['role'] + ' row')} ({'line' if one['rows'] == 1 else 'lines'} {listed(lines)})"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def decisions(report: Report) -> str:

@@ -72,7 +72,9 @@ def test_the_papers_own_files_run_as_they_are(task: str, preset: str, tmp_path: 
     semievol_run(data, tmp_path / "run", f"preset={preset}", *quick)
     labels = pq.read_table(tmp_path / "run" / "pseudo_labels.parquet").to_pylist()
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert len(labels) == report["rows"]["unlabeled"] == {"fpb": 1359, "arc": 1554}[task]
+    assert len(labels) == report["rows"]["unlabeled"] == {"fpb": 1357, "arc": 1554}[task]
+    left_out = [(one["role"], one["also_in"], one["rows"]) for one in report["overlaps"]["left_out"]]
+    assert left_out == {"fpb": [("labeled", "test", 1), ("unlabeled", "labeled", 2)], "arc": []}[task]
     assert {label["decision"] for label in labels} == {"accept", "reject"}
     assert all(label["reason"] for label in labels)
     assert all(len(label["trials"][0]["worked_examples"]) == 2 for label in labels)

@@ -1,5 +1,6 @@
 """The whole loop on fakes: what every run promises, whatever is switched on or off."""
 
+import io
 import json
 import math
 from collections import Counter
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from semievol import summary, wording
 from semievol.errors import DataError, ModelError, RecipeError, WorkdirError
 from semievol.fakes import FakeBackend, FakeObserver, read_memory
 from semievol.pipeline import Job, run
@@ -37,6 +40,13 @@ def job_in(folder: Path, *, labeled: list[Row] | None = None, unlabeled: list[Ro
 
 def labels(output: Path) -> list[dict[str, Any]]:
     return list(read_rows(output / "pseudo_labels.parquet"))
+
+
+def summary_of(outcome: dict[str, Any], output: Path) -> str:
+    """What is printed when the run is done."""
+    printed = io.StringIO()
+    summary.show(outcome, output, Console(file=printed, width=100))
+    return printed.getvalue()
 
 
 def test_a_run_beats_plain_fine_tuning_where_unlabeled_rows_connect_words(tmp_path: Path) -> None:
@@ -162,6 +172,89 @@ def test_continue_trains_the_warm_adapter_further(tmp_path: Path) -> None:
     assert evolved[: len(warm)] == warm
 
 
+# --- rows that several files hold -------------------------------------------------------------------------------------
+
+
+def overlapping_job(folder: Path, **layer: Any) -> Job:
+    """Each file also holds the first rows of others; the unlabeled file repeats a row of its own."""
+    job = job_in(folder, **layer)
+    labeled, pool, validation, test = tickets(12, 1, known=3), tickets(ROWS, 2), tickets(30, 3), tickets(60, 4)
+    write_labeled(job.labeled, [validation[0], *labeled, (labeled[0][0], "access"), test[0], test[1]])
+    unlabeled = [question for question, _ in (pool[0], labeled[0], validation[1], *pool, test[2], labeled[1])]
+    assert job.unlabeled
+    assert job.validation
+    write_unlabeled(job.unlabeled, unlabeled)
+    write_labeled(job.validation, [*validation, test[3]])
+    return job
+
+
+def test_nothing_is_learned_from_what_is_measured_on_and_nothing_known_is_asked(tmp_path: Path) -> None:
+    backend = FakeBackend()
+    outcome = run(overlapping_job(tmp_path), backend, tmp_path / "out", FakeObserver())
+    assert outcome["rows"] == {"labeled": 13, "unlabeled": ROWS + 1, "validation": 30, "test": 60}
+    asked = [row["messages"][-1]["content"] for row in labels(tmp_path / "out")]
+    assert sorted(asked) == sorted(question for question, _ in (tickets(1, 2) + tickets(ROWS, 2)))
+    measured = {question for question, _ in (*tickets(30, 3), *tickets(60, 4))}
+    learned = {row.messages[-2].content for rows in backend.fake_trainer.trained for row in rows}
+    shown = {turn.content for g in backend.generators for prompt in g.prompts for turn in prompt[:-1]}
+    assert shown
+    assert not measured & (learned | shown)
+
+
+def test_what_was_left_out_is_told_in_manifest_report_and_summary(tmp_path: Path) -> None:
+    outcome = run(overlapping_job(tmp_path), FakeBackend(), tmp_path / "out", FakeObserver())
+    manifest = json.loads((tmp_path / "out/stages/prepare/manifest.json").read_text(encoding="utf-8"))
+    assert outcome["overlaps"] == manifest["facts"]["overlaps"]
+    assert {(one["role"], one["also_in"]): one["lines"] for one in outcome["overlaps"]["left_out"]} == {
+        ("labeled", "test"): [15, 16],
+        ("labeled", "validation"): [1],
+        ("unlabeled", "test"): [44],
+        ("unlabeled", "validation"): [3],
+        ("unlabeled", "labeled"): [2, 45],
+        ("validation", "test"): [31],
+    }
+    assert [(one["role"], one["rows"]) for one in outcome["overlaps"]["repeated"]] == [("labeled", 1), ("unlabeled", 1)]
+    assert (outcome["overlaps"]["contradicting"]["rows"], outcome["overlaps"]["contradicting"]["lines"]) == (2, [2, 14])
+    printed = summary_of(outcome, tmp_path / "out")
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    for said in ("2 labeled rows (lines 15 and 16) also in the test file", "(lines 2 and 14) asking the same"):
+        assert said in printed
+        assert said in page
+
+
+def test_the_rows_that_stay_keep_their_labels(tmp_path: Path) -> None:
+    """Beside rows that are left out, the same rows have the same ids, seeds and answers."""
+    found = []
+    for name, make in (("plain", job_in), ("overlapping", overlapping_job)):
+        (tmp_path / name).mkdir()
+        job = make(tmp_path / name, propagation={"in_context": False, "in_weight": False}, selection={"rule": "all"})
+        run(job, FakeBackend(base=[("invoice", "billing", 1.0)]), tmp_path / name / "out", FakeObserver())
+        found.append({row["id"]: row["trials"] for row in labels(tmp_path / name / "out")})
+    plain, overlapping = found
+    assert overlapping.keys() - plain.keys() == {next(iter(plain)) + "-2"}
+    assert {key: overlapping[key] for key in plain} == plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"unlabeled": "labeled"}, "12 in the labeled file"),
+        ({"labeled": "validation"}, "30 in the validation file"),
+        ({"test": "validation"}, "30 in the test file"),
+    ],
+)
+def test_a_file_of_which_no_row_is_left_is_refused(tmp_path: Path, changes: dict[str, str], said: str) -> None:
+    job = job_in(tmp_path, labeled=tickets(12, 1))
+    if "unlabeled" in changes:
+        job = replace(job, unlabeled=write_unlabeled(tmp_path / "same.jsonl", [q for q, _ in tickets(12, 1)]))
+    else:
+        ((role, other),) = changes.items()
+        job = replace(job, **{role: getattr(job, other)})
+    with pytest.raises(DataError, match=said) as refused:
+        run(job, FakeBackend(), tmp_path / "out", FakeObserver())
+    assert [problem.code for problem in refused.value.problems] == ["nothing_left"]
+
+
 # --- what is handed out -----------------------------------------------------------------------------------------------
 
 POISON = [
@@ -181,9 +274,21 @@ def test_an_adapter_that_validates_worse_than_sft_is_not_handed_out_unless_asked
     outcome = run(job, FakeBackend(), tmp_path / "out", FakeObserver())
     assert outcome["validation"]["semievol"]["value"] < outcome["validation"]["sft"]["value"]
     assert (outcome["best"], outcome["delivered"], outcome["deliver"]) == ("sft", delivered, deliver)
-    stage = "warm-up" if delivered == "sft" else "round-1/train"
-    assert read_memory(tmp_path / "out" / "adapter") == read_memory(tmp_path / "out" / "stages" / stage / "adapter")
+    stages = tmp_path / "out" / "stages"
+    sft, evolved = file_bytes(stages / "warm-up/adapter"), file_bytes(stages / "round-1/train/adapter")
+    assert sft != evolved
+    assert file_bytes(tmp_path / "out" / "adapter").items() >= (sft if delivered == "sft" else evolved).items()
     assert outcome["flips"]["lost"] > outcome["flips"]["gained"]
+    said = wording.delivered(outcome)
+    assert "validates worse" in said
+    assert said.startswith("The SFT adapter" if delivered == "sft" else "SemiEvol's adapter")
+    printed = summary_of(outcome, tmp_path / "out")
+    assert said in printed
+    assert said.partition(":")[0].replace("'", "&#39;") in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
+def file_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_without_a_validation_file_rows_are_held_out_and_trained_on_by_nobody(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from semievol.prompts import question_of
 from semievol.stages import DECIDED
 from semievol.tables import example_of, read_rows
-from semievol.wording import stage_label
+from semievol.wording import left_out, stage_label, worth_a_look
 from store import jobs, pseudo_labels, units
 from store.database import now
 from store.ids import new_id
@@ -99,6 +99,8 @@ def commit_stage(
     jobs.add_event(
         session, claim.job_id, f"{stage_label(stage)}: done in {seconds:.1f} s", data={"stage": stage, **short}
     )
+    for note in filter(None, (left_out(facts), worth_a_look(facts))):
+        jobs.add_event(session, claim.job_id, note, level="warn", data={"stage": stage})
 
 
 def note_checkpoint(session: Session, claim: Claim, checkpoint: dict[str, Any]) -> None:

@@ -21,7 +21,19 @@ _SHARDS = "%/generate-%"
 _LEAST_PROGRESS = 0.05
 """Before this much is done, a time of finishing would be a guess."""
 _SHOWN_FACTS = frozenset(
-    {"rows", "held_out", "pool", "retriever", "decisions", "reasons", "outcomes", "pending", "reviewed", "accuracy"}
+    {
+        "rows",
+        "held_out",
+        "overlaps",
+        "pool",
+        "retriever",
+        "decisions",
+        "reasons",
+        "outcomes",
+        "pending",
+        "reviewed",
+        "accuracy",
+    }
     | {"steps", "tokens", "truncated_rows", "delivered", "accuracies", "trained_tokens"}
 )
 _TRUNK = {"prepare": (0.02, 1), "propagate": (0.2, 4), "evaluate": (0.06, 4)}
