@@ -4,10 +4,11 @@ Arguments, settings and files are checked before anything heavy is imported, so 
 """
 
 import gc
+import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from semievol.pipeline import Job
     from semievol.ports import Backend, Checkpoints
     from semievol.recipe import Recipe
+    from semievol.validation.findings import Findings
 
 _GOES_ON = "What is finished is kept: the same command continues where this one stopped."
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -123,6 +125,72 @@ def run(
         raise typer.Exit(told.exit_code) from None
 
 
+@app.command()
+def validate(
+    model: Annotated[str, typer.Option(help="Base model: a folder or a Hugging Face hub id.", show_default=False)],
+    labeled: Annotated[Path, typer.Option(help="Rows with answers.", show_default=False)],
+    unlabeled: Annotated[Path | None, typer.Option(help="Rows without answers.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Labeled rows to choose the adapter by.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Labeled rows to measure on.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Settings: a YAML or JSON file.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may repeat.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    full: Annotated[bool, typer.Option("--full", help="Show every setting.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Look at what a run would do with these files and settings, without doing it.
+
+    Takes the options of `run`. All files are checked, and all that is wrong is told; the exit code is then 2.
+    """
+    from rich.console import Console
+
+    given = {"labeled": labeled, "unlabeled": unlabeled, "validation": validation, "test": test}
+    files = {role: path for role, path in given.items() if path is not None}
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=100)
+    try:
+        with stoppable(), console.status("Looking ...") if console.is_terminal and not as_json else nullcontext():
+            found = _find(model, files, recipe, settings or [], seed)
+    except (KeyboardInterrupt, Terminated) as stop:
+        raise typer.Exit(exit_code_of(stop)) from None
+    if as_json:
+        _say(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        from semievol.validation.show import show
+
+        show(found, console, full=full)
+    raise typer.Exit(0 if found["valid"] else 2)
+
+
+def _find(
+    model: str, files: Mapping[str, Path], recipe_file: Path | None, settings: Sequence[str], seed: int
+) -> "Findings":
+    """What is wrong, all of it, and what there is to see. The engine is imported only if files and recipe are right."""
+    from semievol.errors import SemiEvolError
+    from semievol.validation.checking import Fault, check
+    from semievol.validation.findings import findings
+
+    recipe, layers, faults, looked = None, dict[str, dict[str, Any]](), list[Fault](), dict[str, Any]()
+    try:
+        layers = read_layers(model, recipe_file, settings)
+        recipe = _resolve(layers)
+    except SemiEvolError as error:
+        faults.append(Fault.of("recipe", error))
+    checked = check(files, recipe, seed)
+    faults += checked.faults
+    try:
+        check_model(model)
+        if recipe is not None and not faults:
+            with _importing_engine():
+                from semievol.validation.looking import look
+
+            looked = look(model, recipe, checked)
+    except SemiEvolError as error:
+        faults.append(Fault.of("model", error))
+    return findings(model, checked, recipe, layers, looked, faults)
+
+
 def _run_job(job: "Job", output: Path, console: "Console", checkpoints: "FolderCheckpoints", *, quiet: bool) -> None:
     from semievol import progress, summary
     from semievol.errors import OutOfMemory
@@ -152,16 +220,24 @@ def build_backend(
     model: str, recipe: "Recipe", checkpoints: "Checkpoints | None" = None, halvings: "Halvings | None" = None
 ) -> "Backend":
     """What generates and trains; the one place that imports torch."""
+    with _importing_engine():
+        from semievol.backends.local import LocalBackend
+
+    return LocalBackend(model, recipe, checkpoints, halvings)
+
+
+@contextmanager
+def _importing_engine() -> Iterator[None]:
+    """Imports torch and what is over it, quietly and as fast as it goes."""
     # Its warnings and bars would break the live line; what goes wrong still comes as an exception.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
     gc.disable()  # nothing of what is imported is garbage, and looking for it takes a fifth of the time
-    from semievol.backends.local import LocalBackend
-
-    gc.freeze()
-    gc.enable()
-
-    return LocalBackend(model, recipe, checkpoints, halvings)
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _show_job(job: "Job", output: Path, console: "Console", layers: Sequence[str]) -> None:

@@ -209,11 +209,7 @@ class _Shard:
         return scores_options(self.answers, self.recipe.generation)
 
     def _room(self, index: int) -> int:
-        """Tokens that the reply may need: a token covers at least one byte, and each reply ends with one more."""
-        limit = self.recipe.generation.max_new_tokens
-        if not self._scored:
-            return limit
-        return min(limit, 1 + max(len(option.encode()) for option in self._options(index)))
+        return reply_room(self.rows[index], self.answers, self.recipe.generation)
 
     def _options(self, index: int) -> tuple[str, ...]:
         return options_of(self.rows[index], self.answers)
@@ -240,6 +236,13 @@ def scores_options(answers: Answers, settings: GenerationSettings) -> bool:
     if settings.answers == "auto":
         return answers.kind == "choice" and answers.bare
     return settings.answers == "scored"
+
+
+def reply_room(row: Example, answers: Answers, settings: GenerationSettings) -> int:
+    """Tokens that the reply may need: a token covers at least one byte, and each reply ends with one more."""
+    if not scores_options(answers, settings):
+        return settings.max_new_tokens
+    return min(settings.max_new_tokens, 1 + max(len(option.encode()) for option in options_of(row, answers)))
 
 
 def options_of(row: Example, answers: Answers) -> tuple[str, ...]:

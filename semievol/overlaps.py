@@ -79,6 +79,11 @@ class Apart:
     pool: Sieve
     sieves: tuple[Sieve, ...]
 
+    def emptied(self) -> list[tuple[str, list[Finding]]]:
+        """The files with answers of which no row is left, with what was left out."""
+        kept = {"labeled": self.labeled, "validation": self.validation, "test": self.test}
+        return [(one.role, one.left_out()) for one in self.sieves if kept.get(one.role) == [] and one.left_out()]
+
     def facts(self, contradicting: Finding | None) -> dict[str, Any]:
         """All findings as plain values, once the unlabeled rows have gone through `pool`."""
         return {

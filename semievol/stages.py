@@ -6,7 +6,7 @@ the manifest.
 
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from semievol import answers as answer_rules
 from semievol.answers import Answers
-from semievol.errors import DataError, Problem, RecipeError
+from semievol.errors import DataError, Problem
 from semievol.examples import (
     MAX_PROBLEMS_SHOWN,
     Example,
     check_unlabeled,
-    content_id,
     read_labeled,
     stream_unlabeled,
 )
@@ -31,8 +29,9 @@ from semievol.generation import (
     answer_shard,
     pool_size,
 )
+from semievol.inputs import decide_answers, hold_out, nothing_left, unaskable, unreadable
 from semievol.labeling import label_rows
-from semievol.overlaps import Apart, Finding, contradicting, keep_apart
+from semievol.overlaps import Apart, contradicting, keep_apart
 from semievol.ports import Backend, Generator, Progress, TrainingRow
 from semievol.prompts import Message, question_of
 from semievol.recipe import Recipe
@@ -145,7 +144,8 @@ def prepare(job: "Job") -> StageWork:
         rules = decide_answers(labeled, recipe)
         given = {role: _readable(path, rules) for role, path in (("validation", job.validation), ("test", job.test))}
         apart = keep_apart(labeled, given["validation"], given["test"])
-        _refuse_empty(job, apart)
+        for role, left_out in apart.emptied():
+            raise nothing_left(job.files()[role], left_out)
         if job.validation is not None:
             train, validation = apart.labeled, apart.validation
         else:
@@ -169,20 +169,6 @@ def prepare(job: "Job") -> StageWork:
     return work
 
 
-def decide_answers(labeled: Sequence[Example], recipe: Recipe) -> Answers:
-    """How replies are read. Raises RecipeError if labels and recipe do not agree."""
-    rules = answer_rules.infer(
-        [row.labeled_reply for row in labeled],
-        [row.options for row in labeled],
-        kind=recipe.answers.kind,
-        options=recipe.answers.options,
-        tolerance=recipe.answers.tolerance,
-    )
-    if recipe.generation.answers == "scored" and not (rules.kind == "choice" and rules.bare):
-        raise RecipeError("generation.answers is scored, but the labeled replies are not bare options of a choice")
-    return rules
-
-
 def _write_pool(path: Path, job: "Job", apart: Apart, rules: Answers, total: int, progress: Progress) -> int:
     """Write the unlabeled rows that no other file holds, in shards; returns how many there are."""
     if job.unlabeled is None:
@@ -194,23 +180,6 @@ def _write_pool(path: Path, job: "Job", apart: Apart, rules: Answers, total: int
     return written
 
 
-def _refuse_empty(job: "Job", apart: Apart) -> None:
-    """Raises DataError if a file has nothing but rows that another file holds."""
-    for path, rows, sieve in (
-        (job.labeled, apart.labeled, "labeled"),
-        (job.validation, apart.validation, "validation"),
-    ):
-        if path is not None and not rows:
-            raise nothing_left(path, [found for one in apart.sieves if one.role == sieve for found in one.left_out()])
-
-
-def nothing_left(path: Path, left_out: Sequence[Finding]) -> DataError:
-    """The error of a file whose rows were all left out."""
-    where = " and ".join(f"{found.rows:,} in the {found.also_in} file" for found in left_out)
-    hint = f"no row is left: every one occurs in another file as well ({where}); give rows that no other file holds"
-    return DataError(str(path), [Problem(0, "nothing_left", hint)])
-
-
 def _askable(path: Path, total: int, rules: Answers, progress: Progress) -> Iterator[Example]:
     """Unlabeled rows that the labels say how to answer. Raises DataError at the first that they do not."""
     for done, row in enumerate(stream_unlabeled(path), start=1):
@@ -220,59 +189,12 @@ def _askable(path: Path, total: int, rules: Answers, progress: Progress) -> Iter
         yield row
 
 
-def unaskable(row: Example, rules: Answers) -> Problem | None:
-    """What keeps an unlabeled row from being asked; None if nothing does."""
-    if rules.kind != "choice" or rules.options or row.options:
-        return None
-    hint = "the row has no options, but the labeled rows are a choice among their own options"
-    return Problem(row.line, "no_options", hint)
-
-
 def _readable(path: Path | None, rules: Answers) -> list[Example]:
     """Labeled rows whose replies are answers; none without a file. Raises DataError with the lines of the others."""
     rows = read_labeled(path) if path is not None else []
     if problems := unreadable(rows, rules):
         raise DataError(str(path), problems[:MAX_PROBLEMS_SHOWN], len(problems))
     return rows
-
-
-def unreadable(rows: Sequence[Example], rules: Answers) -> list[Problem]:
-    """Labeled rows whose replies are no answers."""
-    hint = f"the reply cannot be read as a {rules.kind}"
-    if rules.options:
-        hint += "; it is none of the labeled rows' answers (set answers.options to name all classes)"
-    wrong = [row for row in rows if rules.parse(row.labeled_reply, row.options) is None]
-    return [Problem(row.line, "unknown_answer", hint) for row in wrong]
-
-
-def hold_out(rows: Sequence[Example], rules: Answers, share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split labeled rows into (train, validation): closed answers keep their mix. The rows' order plays no part.
-
-    A row and its duplicates stay together, so that no validation row is trained on.
-
-    Raises RecipeError if there are too few rows for both parts.
-    """
-    if len(rows) < 2:
-        raise RecipeError("one labeled row cannot be both trained on and held out; give more rows or --validation")
-    groups: dict[str, list[Example]] = defaultdict(list)
-    for row in rows:
-        key = rules.parse(row.labeled_reply, row.options) if rules.kind == "choice" else ""
-        groups[key or ""].append(row)
-    shuffled = [sorted(group, key=lambda row: seed_of(seed, "holdout", row.id)) for _, group in sorted(groups.items())]
-    wanted = min(len(rows) - 1, max(1, round(share * len(rows))))
-    # Largest remainders: every answer gives its share, rounded so that the total is as wanted.
-    counts = [int(share * len(group)) for group in shuffled]
-    by_remainder = sorted(
-        range(len(shuffled)),
-        key=lambda i: (-(share * len(shuffled[i]) % 1), seed_of(seed, "holdout-answer", shuffled[i][0].id)),
-    )
-    for index in by_remainder[: max(0, wanted - sum(counts))]:
-        counts[index] += 1
-    held = {content_id(row.id) for group, count in zip(shuffled, counts, strict=True) for row in group[:count]}
-    parts = [row for row in rows if content_id(row.id) not in held], [row for row in rows if content_id(row.id) in held]
-    if not parts[0]:
-        raise RecipeError("the labeled rows all ask the same; there is nothing to hold out; give --validation")
-    return parts
 
 
 def warm_up(data: Prepared, backend: Backend, job: "Job") -> StageWork:

@@ -335,9 +335,14 @@ def worth_a_look(report: Report) -> str | None:
 
 def _found(one: Mapping[str, Any]) -> str:
     """2 labeled rows (lines 3 and 7)."""
+    return f"{count(one['rows'], one['role'] + ' row')} ({lines_told(one)})"
+
+
+def lines_told(one: Mapping[str, Any]) -> str:
+    """`rows` and the first `lines` of them as: lines 3, 7 and 2 more."""
     more = one["rows"] - len(one["lines"])
     lines = [*(f"{line:,}" for line in one["lines"]), *([f"{more:,} more"] if more else [])]
-    return f"{count(one['rows'], one['role'] + ' row')} ({'line' if one['rows'] == 1 else 'lines'} {listed(lines)})"
+    return f"{'line' if one['rows'] == 1 else 'lines'} {listed(lines)}"
 
 
 def listed(parts: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
 from semievol.errors import ModelError
 from semievol.prompts import PLAIN_TEMPLATE, Message
@@ -19,6 +19,18 @@ from semievol.prompts import PLAIN_TEMPLATE, Message
 _PROBE = "semievol-probe"
 _DATE = date(2024, 7, 26)
 """What templates that print today's date are told, so that a prompt is no matter of the clock (Llama's own default)."""
+
+
+def position_limit(model: str, revision: str | None) -> int | None:
+    """The longest chat that a model can take, in tokens, from its configuration alone; None where it names none.
+
+    Raises ModelError if there is no configuration to load.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no configuration can be loaded from {model}: {error}") from error
+    return getattr(config, "max_position_embeddings", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,19 @@ class Chat:
 
         Raises ModelError if the template does not keep replies as they are (then no mask would be right).
         """
+        _, encoding, labels = self._masked(messages)
+        return Encoded(encoding["input_ids"], labels)
+
+    def pieces(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+        """The same to look at: each token's text, and whether the loss sees it. Joined, the texts are the chat."""
+        text, encoding, labels = self._masked(messages)
+        ends = [right for _, right in encoding["offset_mapping"]]
+        return [
+            (text[start:end], label != -100) for start, end, label in zip([0, *ends[:-1]], ends, labels, strict=True)
+        ]
+
+    def _masked(self, messages: Sequence[Message]) -> tuple[str, BatchEncoding, list[int]]:
+        """The rendered chat up to its last end-of-turn, its tokens, and their labels."""
         text = self._render(messages, generation=False)
         spans = [
             self._reply_span(text, messages, index)
@@ -91,7 +116,7 @@ class Chat:
             token if any(start < right and left < end for start, end in spans) else -100
             for token, (left, right) in zip(ids, encoding["offset_mapping"], strict=True)
         ]
-        return Encoded(ids, labels)
+        return text, encoding, labels
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids without special tokens and outer white space."""

@@ -123,6 +123,21 @@ def bundled_folder(name: str) -> str | None:
     return os.fspath(Path(spec.origin).parent / "model")
 
 
+def is_at_hand(name: str) -> bool:
+    """Whether `propagation.retriever` can be built without a download and without the base model's weights."""
+    if name in ("bm25", "hidden"):
+        return name == "bm25"
+    return bundled_folder(name) is not None or Path(name).is_dir() or bool(_cached(name))
+
+
+def _cached(name: str) -> str | None:
+    """Where the hub's cache keeps a model's configuration; None where it has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return found if isinstance(found, str) else None
+
+
 def _words(texts: Sequence[str]) -> list[list[str]]:
     import re
 

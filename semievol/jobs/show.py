@@ -90,7 +90,8 @@ def report(console: Console, found: Json) -> None:
     """What a finished job came to."""
     console.print(summary.accuracy_table(found))
     say(console, wording.headline(found), "bold")
-    for sentence in (wording.measured_on(found), wording.flips(found), wording.delivered(found)):
+    twice = (wording.left_out(found), wording.worth_a_look(found))
+    for sentence in (wording.measured_on(found), wording.flips(found), wording.delivered(found), *twice):
         if sentence:
             say(console, sentence)
     if caution := wording.caution(found):
