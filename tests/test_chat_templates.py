@@ -187,6 +187,18 @@ def test_the_loss_sees_the_reply_and_its_end_of_turn_and_nothing_else(chat: Chat
 
 
 @pytest.mark.parametrize("reply", REPLIES)
+def test_pieces_are_the_tokens_as_text(chat: Chat, family: Family, reply: str) -> None:
+    messages = turns("please refund", "yes", "é 😀?", reply, system="Be brief.")
+    pieces, encoded = chat.pieces(messages), chat.encode(messages)
+    assert [seen for _, seen in pieces] == [label != -100 for label in encoded.labels]
+    text = "".join(text for text, _ in pieces)
+    assert text.endswith(f"{family.lead}{reply}{family.end}")
+    assert chat.tokenizer(text, add_special_tokens=False)["input_ids"] == encoded.input_ids
+    seen = ["".join(text for text, _ in run) for inside, run in groupby(pieces, key=lambda piece: piece[1]) if inside]
+    assert seen == [f"{family.lead}{told}{family.end}" for told in ("yes", reply)]
+
+
+@pytest.mark.parametrize("reply", REPLIES)
 @pytest.mark.parametrize("system", [None, "Be brief."])
 def test_training_begins_as_generation_does(chat: Chat, reply: str, system: str | None) -> None:
     messages = turns("refund?", "yes", "and the invoice?", reply, system=system)

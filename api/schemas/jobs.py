@@ -279,6 +279,31 @@ class Quantiles(BaseModel):
     mean: float
 
 
+class Finding(BaseModel):
+    """Rows of one file, with the lines of the first; `also_in` names another file that holds them."""
+
+    role: str
+    rows: int
+    lines: list[int]
+    also_in: str | None
+
+
+class Overlaps(BaseModel):
+    """Rows that ask the same. A job leaves `left_out` out of training and pool; the others stay."""
+
+    left_out: list[Finding]
+    repeated: list[Finding]
+    contradicting: Finding | None
+
+
+class AnswersView(BaseModel):
+    """How replies would be read, and how often each class is labeled."""
+
+    kind: str
+    options: list[str] | None
+    mix: dict[str, int]
+
+
 class Segment(BaseModel):
     """A turn, and whether the loss counts it."""
 
@@ -303,6 +328,8 @@ class ValidationView(BaseModel):
     method: str | None
     recipe: dict[str, Any] | None
     files: dict[str, CheckedFile]
+    answers: AnswersView | None
+    overlaps: Overlaps | None
     token_lengths: dict[str, Quantiles] | None
     loss_mask: list[list[Segment]] | None
     estimate: Estimate | None

@@ -1,12 +1,15 @@
 """What a create would do, without doing it: its files, its recipe, and a look at the rows.
 
-Token lengths come from the base model's own tokenizer.json where its source is a folder. Rows are looked at where they
-are plain chat JSONL; other formats are read by workers only, in a process of their own.
+The beginning of each file is read and checked as a worker would, by the code of `semievol validate`. Token lengths come
+from the base model's own tokenizer.json where its source is a folder; the chat template needs an engine, so it is left
+to `semievol validate`.
 """
 
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sqlalchemy import select
@@ -14,20 +17,35 @@ from sqlalchemy.orm import Session
 
 from api.deps import Services
 from api.errors import BadRequest
-from api.schemas.jobs import CheckedFile, Estimate, FileProblem, JobCreate, Quantiles, Segment, ValidationView
+from api.schemas.jobs import (
+    AnswersView,
+    CheckedFile,
+    Estimate,
+    FileProblem,
+    JobCreate,
+    Overlaps,
+    Quantiles,
+    Segment,
+    ValidationView,
+)
 from api.services.jobs import check_order, wanted_files
 from api.services.recipes import Asked, understand
+from semievol import wording
+from semievol.errors import DataError
+from semievol.examples import Example
+from semievol.prompts import Message
 from semievol.recipe import Recipe
+from semievol.validation.checking import Checked, Fault, check
+from semievol.validation.lengths import lengths_of, training_tokens
 from store.models import File
 from store.objects import ObjectStore
 from store.settings import Settings
 
 SAMPLE_ROWS = 1000
-SAMPLE_BYTES = 16 * 1024**2
+SAMPLE_BYTES = 8 * 1024**2
+"""Of each file; reading so much takes about a second."""
 PREVIEW_ROWS = 3
 TOKENIZER = "tokenizer.json"
-
-Turns = list[dict[str, Any]]
 
 
 def validate_order(session: Session, parts: Services, project_id: str, body: JobCreate) -> ValidationView:
@@ -39,6 +57,8 @@ def validate_order(session: Session, parts: Services, project_id: str, body: Job
         method=None,
         recipe=None,
         files={},
+        answers=None,
+        overlaps=None,
         token_lengths=None,
         loss_mask=None,
         estimate=None,
@@ -53,8 +73,14 @@ def validate_order(session: Session, parts: Services, project_id: str, body: Job
     except BadRequest as error:
         view.errors = [FileProblem(message=error.message, param=error.param, code=error.code)]
         return view
-    view.valid, view.recipe = True, order.recipe.model_dump(mode="json")
-    _look_at_rows(view, parts, files, order.recipe)
+    view.recipe = order.recipe.model_dump(mode="json")
+    places = {role: place for role, (_, place) in wanted_files(body, asked).items()}
+    with ExitStack() as staged:
+        heads = {role: staged.enter_context(head_of(parts, file)) for role, file in files.items()}
+        checked = check(heads, order.recipe, body.seed or 0)
+    _tell_faults(view, checked, files, places)
+    _tell_rows(view, parts.settings, checked, order.recipe)
+    view.valid = not view.errors
     return view
 
 
@@ -79,52 +105,99 @@ def _checked(file: File) -> CheckedFile:
     )
 
 
-def _look_at_rows(view: ValidationView, parts: Services, files: Mapping[str, File], recipe: Recipe) -> None:
-    samples = {role: list(sample_rows(parts.objects, file)) for role, file in files.items()}
-    samples = {role: rows for role, rows in samples.items() if rows}
-    if skipped := sorted(files.keys() - samples.keys()):
-        view.notes.append(f"token lengths and loss mask are shown for plain chat JSONL only, not for: {skipped}")
-    if "labeled" in samples:
-        view.loss_mask = [segments(row) for row in samples["labeled"][:PREVIEW_ROWS]]
-    tokenizer = _tokenizer(parts.settings, view.model)
+@contextmanager
+def head_of(parts: Services, file: File) -> Iterator[Path]:
+    """The first whole lines of a file, at most `SAMPLE_BYTES`, as a staged file that is gone on leaving."""
+    folder = parts.settings.data / "staging"
+    folder.mkdir(parents=True, exist_ok=True)
+    ending = PurePosixPath(file.filename.lower()).suffix
+    path = folder / f"{secrets.token_hex(16)}.partial{ending}"
+    try:
+        path.write_bytes(_head(parts.objects, file))
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _head(objects: ObjectStore, file: File) -> bytes:
+    head = b"".join(objects.read(file.sha256, 0, min(file.bytes, SAMPLE_BYTES)))
+    return head if file.bytes <= SAMPLE_BYTES else head[: head.rfind(b"\n") + 1]
+
+
+def _tell_faults(view: ValidationView, checked: Checked, files: Mapping[str, File], places: Mapping[str, str]) -> None:
+    """What would end the job; only noted where a file was not read to its end, as the rest may mend it."""
+    cut = sorted(file.filename for file in files.values() if file.bytes > SAMPLE_BYTES)
+    if cut:
+        view.notes.append(f"only the first {SAMPLE_BYTES // 1024**2} MiB were looked at of {wording.listed(cut)}")
+    roles = {str(path): role for role, path in checked.files.items()}
+    for fault in checked.faults:
+        told = _problem(fault, files.get(roles.get(fault.where, "")), places.get(roles.get(fault.where, "")))
+        if cut:
+            view.notes.append(told.message)
+        else:
+            view.errors.append(told)
+
+
+def _problem(fault: Fault, file: File | None, place: str | None) -> FileProblem:
+    if file is None or place is None:
+        return FileProblem(message=fault.problems[0].message, param=None, code=fault.problems[0].code)
+    message = str(DataError(file.filename, fault.problems, fault.total))
+    return FileProblem(message=f"{place}: {message}", param=place, code=f"invalid_{place.rpartition('.')[2]}")
+
+
+def _tell_rows(view: ValidationView, settings: Settings, checked: Checked, recipe: Recipe) -> None:
+    if checked.rules is not None:
+        view.answers = AnswersView(kind=checked.rules.kind, options=checked.rules.options, mix=checked.mix)
+    if checked.overlaps is not None:
+        view.overlaps = Overlaps.model_validate(checked.overlaps)
+        said = {"overlaps": checked.overlaps}
+        view.notes += filter(None, (wording.left_out(said), wording.worth_a_look(said)))
+    labeled = sorted(checked.train + ([] if "validation" in checked.files else checked.validation), key=_line)
+    rows = {"labeled": labeled, "unlabeled": checked.pool, "test": checked.test}
+    rows |= {"validation": checked.validation} if "validation" in checked.files else {}
+    samples = {role: [turns_of(row) for row in found[:SAMPLE_ROWS]] for role, found in rows.items() if found}
+    if labeled:
+        view.loss_mask = [segments(turns) for turns in samples["labeled"][:PREVIEW_ROWS]]
+    if samples:
+        _tell_lengths(view, settings, samples, checked, recipe)
+
+
+def _tell_lengths(
+    view: ValidationView,
+    settings: Settings,
+    samples: Mapping[str, Sequence[Sequence[Message]]],
+    checked: Checked,
+    recipe: Recipe,
+) -> None:
+    tokenizer = _tokenizer(settings, view.model)
     if tokenizer is None:
         view.notes.append(f"token lengths need a base model that is a folder with {TOKENIZER} on this machine")
         return
-    view.token_lengths = {role: quantiles(_lengths(tokenizer, rows)) for role, rows in samples.items()}
+    lengths = {role: lengths_of(_lengths(tokenizer, rows)) for role, rows in samples.items()}
+    view.token_lengths = {role: Quantiles(**asdict(found)) for role, found in lengths.items()}
     view.notes.append(
         f"token lengths are of the text of the first {SAMPLE_ROWS:,} rows at most, without the chat template's tokens; "
         "memory and time depend on the workers' machines and are not estimated"
     )
-    lengths = view.token_lengths.get("labeled")
-    rows = view.files["labeled"].rows
-    if lengths is not None and rows is not None and recipe.warmup.steps is None:
-        view.estimate = Estimate(warmup_tokens=round(lengths.mean * rows * recipe.warmup.epochs))
+    if "labeled" in lengths and checked.train:
+        share = checked.used["labeled"] / checked.rows["labeled"]
+        rows = round(share * (view.files["labeled"].rows or checked.rows["labeled"]))
+        view.estimate = Estimate(warmup_tokens=training_tokens(lengths["labeled"].mean, rows, recipe.warmup))
 
 
-def sample_rows(objects: ObjectStore, file: File) -> Iterator[Turns]:
-    """The turns of the first rows of a chat JSONL file; nothing for other formats."""
-    if not file.filename.lower().endswith((".jsonl", ".ndjson")):
-        return
-    head = b"".join(objects.read(file.sha256, 0, min(file.bytes, SAMPLE_BYTES)))
-    lines = head.splitlines()
-    if file.bytes > SAMPLE_BYTES:
-        lines = lines[:-1]  # the last one may be cut off
-    for line in [line for line in lines if line.strip()][:SAMPLE_ROWS]:
-        row = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-        turns = row.get("messages") if isinstance(row, dict) else None
-        if turns is None:
-            return
-        yield turns
+def turns_of(row: Example) -> list[Message]:
+    """The whole chat of a row, its reply last where it has one."""
+    return [*row.prompt, *([Message("assistant", row.reply)] if row.reply is not None else [])]
 
 
-def segments(turns: Turns) -> list[Segment]:
+def _line(row: Example) -> int:
+    return row.line
+
+
+def segments(turns: Sequence[Message]) -> list[Segment]:
     """Which turns the loss counts: the assistant's, unless their weight is 0."""
     return [
-        Segment(
-            role=turn["role"],
-            text=turn["content"],
-            trained=turn["role"] == "assistant" and turn.get("weight", 1) != 0,
-        )
+        Segment(role=turn.role, text=turn.content, trained=turn.role == "assistant" and turn.weight != 0)
         for turn in turns
     ]
 
@@ -138,23 +211,6 @@ def _tokenizer(settings: Settings, model: str) -> Any:
     return Tokenizer.from_file(str(path))
 
 
-def _lengths(tokenizer: Any, rows: list[Turns]) -> list[int]:
-    texts = ["\n".join(turn["content"] for turn in turns) for turns in rows]
+def _lengths(tokenizer: Any, rows: Sequence[Sequence[Message]]) -> list[int]:
+    texts = ["\n".join(turn.content for turn in turns) for turns in rows]
     return [len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-
-
-def quantiles(lengths: list[int]) -> Quantiles:
-    """Of at least one length; each quantile is a length that occurs."""
-    ordered = sorted(lengths)
-
-    def at(share: float) -> int:
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-    return Quantiles(
-        rows=len(ordered),
-        p50=at(0.5),
-        p90=at(0.9),
-        p99=at(0.99),
-        max=ordered[-1],
-        mean=round(sum(ordered) / len(ordered), 2),
-    )

@@ -94,7 +94,9 @@ def _split(told: Checked, given: Mapping[str, Sequence[Example]], rules: Answers
     """Keep the files apart and hold rows out, as a run does."""
     apart = keep_apart(given["labeled"], given.get("validation", []), given.get("test", []))
     told.train, told.validation, told.test = apart.labeled, apart.validation, apart.test
-    told.mix = dict(Counter(str(rules.parse(row.labeled_reply, row.options)) for row in apart.labeled).most_common())
+    if rules.kind == "choice":
+        mix = Counter(rules.parse(row.labeled_reply, row.options) or "" for row in apart.labeled)
+        told.mix = dict(mix.most_common())
     for role, left_out in apart.emptied():
         told.faults.append(Fault.of(role, nothing_left(told.files[role], left_out)))
     if "validation" not in told.files and apart.labeled:

@@ -29,7 +29,7 @@ def findings(
             for role, path in checked.files.items()
         },
         "held_out": checked.used.get("validation", 0) if "validation" not in checked.files else 0,
-        "answers": asdict(rules) | {"mix": checked.mix if rules.kind == "choice" else {}} if rules else None,
+        "answers": asdict(rules) | {"mix": checked.mix} if rules else None,
         "overlaps": checked.overlaps,
         "limit": None,
         "lengths": {},

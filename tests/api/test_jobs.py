@@ -1,5 +1,6 @@
 """Creating, listing and moving jobs, by plain HTTP and by the official client."""
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -527,21 +528,81 @@ def test_a_job_is_read_with_few_queries(service: Service) -> None:
 # --- validate ---------------------------------------------------------------------------------------------------------
 
 
+def chats(questions: str, replies: str = "") -> str:
+    """Chat JSONL: a row for each letter, and its reply where there are replies."""
+    lines = []
+    for place, question in enumerate(questions):
+        turns = [{"role": "user", "content": f"question {question}"}]
+        turns += [{"role": "assistant", "content": replies[place]}] if replies else []
+        lines.append(json.dumps({"messages": turns}) + "\n")
+    return "".join(lines)
+
+
 def test_validation_starts_and_stores_nothing(service: Service) -> None:
-    request = rows.body(service)
-    told = service.client.post(f"{JOBS}/validate", json=request).json()
+    labeled = rows.add_file(service, content=chats("abcd", "xyxy"))
+    told = service.client.post(f"{JOBS}/validate", json=rows.body(service, training_file=labeled)).json()
     assert (told["object"], told["valid"], told["errors"]) == ("fine_tuning.job.validation", True, [])
-    assert told["files"]["labeled"]["rows"] == 1
+    assert told["files"]["labeled"]["rows"] == 4
     assert told["recipe"]["warmup"]["steps"] == 10
-    assert told["loss_mask"] == [
-        [
-            {"role": "user", "text": "2+2?", "trained": False},
-            {"role": "assistant", "text": "4", "trained": True},
-        ]
+    assert told["answers"] == {"kind": "choice", "options": ["x", "y"], "mix": {"x": 2, "y": 2}}
+    assert told["loss_mask"][0] == [
+        {"role": "user", "text": "question a", "trained": False},
+        {"role": "assistant", "text": "x", "trained": True},
     ]
     assert told["token_lengths"] is None
     assert any("tokenizer.json" in note for note in told["notes"])
     assert count(service, Job) == count(service, Request) == 0
+    assert not list((service.settings.data / "staging").iterdir())
+
+
+def test_validation_reads_csv_and_tells_what_several_files_hold(service: Service) -> None:
+    csv = "question,answer\n" + "".join(f"question {letter},{reply}\n" for letter, reply in ("ax", "by", "cx", "dy"))
+    files = {
+        "training_file": rows.add_file(service, content=csv, filename="labeled.csv"),
+        "validation_file": rows.add_file(service, content=chats("bef", "yxx")),
+        "semievol": {"unlabeled_file": rows.add_file(service, "unlabeled", chats("aegg"))},
+    }
+    told = service.client.post(f"{JOBS}/validate", json=rows.body(service, **files)).json()
+    assert (told["valid"], told["answers"]["mix"]) == (True, {"x": 2, "y": 1})
+    left_out = [(one["role"], one["also_in"], one["rows"], one["lines"]) for one in told["overlaps"]["left_out"]]
+    assert left_out == [
+        ("labeled", "validation", 1, [3]),
+        ("unlabeled", "validation", 1, [2]),
+        ("unlabeled", "labeled", 1, [1]),
+    ]
+    assert [(one["role"], one["rows"]) for one in told["overlaps"]["repeated"]] == [("unlabeled", 1)]
+    assert told["loss_mask"][0][1] == {"role": "assistant", "text": "x", "trained": True}
+    assert any("1 labeled row (line 3) also in the validation file" in note for note in told["notes"])
+
+
+def test_validation_tells_what_would_end_the_job(service: Service) -> None:
+    """All files, each with its place in the request."""
+    files = {
+        "training_file": rows.add_file(service, content=chats("abcd", "xyxy")),
+        "validation_file": rows.add_file(service, content=chats("ef", "xz"), filename="checks.jsonl"),
+        "semievol": {"unlabeled_file": rows.add_file(service, "unlabeled", chats("aab"))},
+    }
+    told = service.client.post(f"{JOBS}/validate", json=rows.body(service, **files)).json()
+    assert told["valid"] is False
+    assert [(one["param"], one["code"]) for one in told["errors"]] == [
+        ("validation_file", "invalid_validation_file"),
+        ("semievol.unlabeled_file", "invalid_unlabeled_file"),
+    ]
+    assert "checks.jsonl cannot be used:\n  line 2: " in told["errors"][0]["message"]
+    assert "3 in the labeled file" in told["errors"][1]["message"]
+
+
+def test_validation_looks_at_the_beginning_of_large_files(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.services.validation.SAMPLE_BYTES", 500)
+    labeled = rows.add_file(service, content=chats("abcdefghij" * 3, "xyxyxyxyxy" * 3))
+    pool = rows.add_file(service, "unlabeled", chats("a" * 30 + "k"))
+    told = service.client.post(
+        f"{JOBS}/validate", json=rows.body(service, training_file=labeled, semievol={"unlabeled_file": pool})
+    ).json()
+    assert (told["valid"], told["errors"]) == (True, [])
+    assert told["answers"]["options"] == ["x", "y"]
+    assert any("labeled.jsonl and unlabeled.jsonl" in note for note in told["notes"])
+    assert any("no row is left" in note for note in told["notes"])
 
 
 def test_validation_measures_with_the_models_tokenizer(service: Service, tmp_path: Path) -> None:
@@ -557,7 +618,7 @@ def test_validation_measures_with_the_models_tokenizer(service: Service, tmp_pat
     lengths = told["token_lengths"]["labeled"]
     assert lengths["rows"] == 10
     assert 1 <= lengths["p50"] <= lengths["p90"] <= lengths["p99"] <= lengths["max"]
-    assert told["estimate"]["warmup_tokens"] == round(lengths["mean"] * 30)
+    assert told["estimate"]["warmup_tokens"] == round(lengths["mean"] * 9 * 3)  # one of the ten rows is held out
 
 
 def test_validation_reports_instead_of_refusing(service: Service) -> None:
