@@ -1,5 +1,6 @@
 """The whole loop on the real tiny model, through the command line, as a user runs it."""
 
+import io
 import json
 import os
 import subprocess
@@ -8,9 +9,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from demo.generate import draw, write
 from demo.tasks import HELPDESK
+from semievol import summary
+from semievol.backends.local import LocalBackend
+from semievol.examples import stream_unlabeled
+from semievol.fakes import FakeObserver
+from semievol.pipeline import Job, run
+from semievol.prompts import question_of
+from semievol.recipe import MODEL_RECIPE, Recipe, parse_setting, read_recipe
 from semievol.workdir import sha256_of
 
 pytestmark = pytest.mark.slow
@@ -62,6 +71,47 @@ def test_retrieval_needs_no_download(helpdesk: dict[str, Path], tmp_path: Path) 
     semievol_run(helpdesk, tmp_path / "run", "propagation.retriever=hidden", "generation.collaboration=false")
     labels = pq.read_table(tmp_path / "run" / "pseudo_labels.parquet").to_pylist()
     assert all(len(label["trials"][0]["worked_examples"]) == 3 for label in labels)
+
+
+def test_poisoned_pseudo_labels_do_not_reach_the_user(tmp_path: Path) -> None:
+    """Every pseudo-label names the wrong queue, so SemiEvol validates worse: the bytes of SFT are delivered."""
+    drawn = draw(HELPDESK, 79, 48, 60, 80)
+    write(tmp_path, HELPDESK, drawn)
+    rows = (tmp_path / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, part in (("validation", rows[:40]), ("measured", rows[40:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
+    queues = HELPDESK.answers
+    wrong = {row.text: queues[(queues.index(row.answer) + 1) % len(queues)] for row in drawn.unlabeled}
+    poison = [
+        {"round": 1, "id": row.id, "answer": wrong[question_of(row.prompt)]}
+        for row in stream_unlabeled(tmp_path / "unlabeled.jsonl")
+    ]
+    (tmp_path / "poison.jsonl").write_text("".join(json.dumps(edit) + "\n" for edit in poison), encoding="utf-8")
+    settings = ("warmup.steps=40", "evolution.steps=40", "generation.n=2", "model.device=cpu")
+    job = Job(
+        model=BASE,
+        labeled=tmp_path / "labeled.jsonl",
+        unlabeled=tmp_path / "unlabeled.jsonl",
+        validation=tmp_path / "validation.jsonl",
+        test=tmp_path / "measured.jsonl",
+        recipe=Recipe.resolve(read_recipe(Path(BASE) / MODEL_RECIPE), *map(parse_setting, settings)),
+        review=True,
+        reviewed=tmp_path / "poison.jsonl",
+    )
+    out = tmp_path / "out"
+    report = run(job, LocalBackend(BASE, job.recipe), out, FakeObserver())
+    assert report["validation"]["semievol"]["value"] < report["validation"]["sft"]["value"]
+    assert report["decisions"]["accept"] == 60
+    assert (report["best"], report["delivered"]) == ("sft", "sft")
+    weights = "adapter_model.safetensors"
+    sft, evolved = (out / "stages" / name / "adapter" / weights for name in ("warm-up", "round-1/train"))
+    assert sha256_of(out / "adapter" / weights) == sha256_of(sft) != sha256_of(evolved)
+    assert json.loads((out / "report.json").read_text(encoding="utf-8"))["delivered"] == "sft"
+    printed = io.StringIO()
+    summary.show(report, out, Console(file=printed, width=100))
+    said = "The SFT adapter is delivered: SemiEvol's validates worse"
+    assert said in printed.getvalue()
+    assert said.replace("'", "&#39;") in (out / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the paper's FPB and ARC files are not beside this checkout")
