@@ -158,7 +158,9 @@ def _outcome(stage: str, facts: Mapping[str, Any], view: View) -> str:
         loss = f", loss {facts['losses'][-1][1]:.3f}" if facts["losses"] else ""
         return f"{count(facts['rows'], 'row')}, {count(facts['steps'], 'step')}{loss}"
     if stage == "prepare":
-        return ", ".join(f"{number:,} {role}" for role, number in facts["rows"].items() if number)
+        left_out = sum(one["rows"] for one in (facts.get("overlaps") or {}).get("left_out", []))
+        numbers = facts["rows"] | {"left out": left_out}
+        return ", ".join(f"{number:,} {role}" for role, number in numbers.items() if number)
     return count(view.total, view.unit) if view.total else ""
 
 

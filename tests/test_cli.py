@@ -234,6 +234,18 @@ def test_signals_stop_with_their_exit_code(
     assert "Check the files: 8 labeled, 24 unlabeled, 2 validation, 6 test, done" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("fake_backend")
+def test_rows_that_were_left_out_are_told(
+    model: Path, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with files["labeled"].open("a") as labeled:
+        labeled.write(files["test"].read_text().splitlines(keepends=True)[0])
+    assert cli.main(arguments(model, files, tmp_path / "out")) == 0
+    printed = capsys.readouterr().out
+    assert "Check the files: 8 labeled, 24 unlabeled, 2 validation, 6 test, 1 left out" in printed
+    assert "1 labeled row (line 11) also in the test file." in printed
+
+
 # --- progress ---------------------------------------------------------------------------------------------------------
 
 

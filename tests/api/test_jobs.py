@@ -447,7 +447,10 @@ def test_a_running_job_shows_how_far_it_is(service: Service) -> None:
     job_id = rows.create(service, semievol={"review": True})
     url = f"{JOBS}/{job_id}"
     rows.start_job(service, job_id)
-    rows.commit_stage(service, job_id, "prepare", facts={"rows": {"labeled": 9}, "inputs": {}})
+    overlaps = {"left_out": [{"role": "labeled", "also_in": "test", "rows": 1, "lines": [4]}]}
+    rows.commit_stage(
+        service, job_id, "prepare", facts={"rows": {"labeled": 9}, "overlaps": overlaps, "inputs": {"seed": 1}}
+    )
     seen = [service.client.get(url).json()["semievol"]["progress"]]
     accuracy = {"value": 0.5, "lower": 0.4, "upper": 0.6}
     rows.commit_stage(service, job_id, "base", unit="propagate", facts={"accuracy": accuracy})
@@ -461,7 +464,7 @@ def test_a_running_job_shows_how_far_it_is(service: Service) -> None:
         ("base", "done", 1),
         ("warm-up", "running", 30),
     ]
-    assert told["stages"][0]["facts"] == {"rows": {"labeled": 9}}
+    assert told["stages"][0]["facts"] == {"rows": {"labeled": 9}, "overlaps": overlaps}
     rows.set_unit(service, job_id, "propagate", state="done")
     for number in range(12):
         state = "done" if number < 6 else "running" if number == 6 else "ready"

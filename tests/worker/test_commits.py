@@ -64,3 +64,19 @@ def test_a_batch_that_did_not_fit_is_halved_in_the_next_attempt(sqlite_stack: St
         commits.unit_failed(session, claim, error, ATTEMPTS)
     job = sqlite_stack.job(job_id)
     assert (job.status, (job.error or {})["code"]) == ("failed", "out_of_memory")
+
+
+def test_rows_that_were_left_out_are_told_in_the_job_s_events(sqlite_stack: Stack) -> None:
+    job_id = sqlite_stack.post_job()
+    overlaps = {"left_out": [{"role": "labeled", "also_in": "test", "rows": 2, "lines": [4, 9]}]}
+    with sqlite_stack.database.write() as session:
+        claim = units.claim(session, "w", ("cpu",), 60)
+        assert claim is not None
+        facts = {"rows": {"labeled": 7}, "overlaps": overlaps}
+        commits.commit_stage(session, claim, sqlite_stack.objects, stage="prepare", facts=facts, seconds=1, files={})
+    with sqlite_stack.database.read() as session:
+        told = list(
+            session.scalars(select(JobEvent.message).where(JobEvent.job_id == job_id, JobEvent.level == "warn"))
+        )
+    assert len(told) == 1
+    assert "2 labeled rows (lines 4 and 9) also in the test file" in told[0]
