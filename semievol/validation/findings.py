@@ -25,7 +25,11 @@ def findings(
         "problems": [asdict(fault) for fault in faults],
         "model": model,
         "files": {
-            role: {"path": str(path), "rows": checked.rows.get(role), "used": checked.used.get(role)}
+            role: {
+                "path": str(path),
+                "rows": checked.rows.get(role),
+                "used": checked.used.get(role) if role in checked.rows else None,
+            }
             for role, path in checked.files.items()
         },
         "held_out": checked.used.get("validation", 0) if "validation" not in checked.files else 0,
