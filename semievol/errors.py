@@ -25,11 +25,16 @@ class SemiEvolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with an input file. `line` counts from 1; 0 means the whole file. Never echoes the data."""
+    """One thing wrong with an input file. `line` counts from 1; 0 means the whole file. Never echoes the data.
+
+    `field`: where in the row, such as `messages[0].role`. `byte_offset`: where in the unpacked text. Both where known.
+    """
 
     line: int
     code: str
     message: str
+    field: str | None = None
+    byte_offset: int | None = None
 
 
 class DataError(SemiEvolError):
@@ -43,11 +48,20 @@ class DataError(SemiEvolError):
         self.path, self.problems, self.total = path, problems, total if total is not None else len(problems)
 
     def __str__(self) -> str:
-        shown = [f"  line {p.line}: {p.message}" if p.line else f"  {p.message}" for p in self.problems]
+        lines: dict[str, list[int]] = {}
+        for problem in self.problems:
+            lines.setdefault(problem.message, []).append(problem.line)
+        shown = [f"  {_told_lines(where)}{message}" for message, where in lines.items()]
         more = self.total - len(self.problems)
         if more > 0:
             shown.append(f"  … and {more} more")
         return "\n".join([f"{self.path} cannot be used:", *shown])
+
+
+def _told_lines(lines: list[int]) -> str:
+    if not any(lines):
+        return ""
+    return f"line{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}: "
 
 
 class RecipeError(SemiEvolError):

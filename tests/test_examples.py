@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from semievol.errors import DataError
 from semievol.examples import (
-    CHOICE_INSTRUCTION,
-    MAX_LINE_BYTES,
     MAX_PROBLEMS_SHOWN,
     FileFacts,
     check_file,
@@ -20,6 +18,8 @@ from semievol.examples import (
     read_labeled,
     stream_unlabeled,
 )
+from semievol.formats.rows import CHOICE_INSTRUCTION
+from semievol.formats.strict_json import MAX_DEPTH, MAX_LINE_BYTES, MAX_VALUES
 from semievol.prompts import Message
 
 GOOD = b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
@@ -99,9 +99,9 @@ REPLY = '{"role": "assistant", "content": "a"}'
     ("line", "code"),
     [
         (b"{", "not_json"),
-        (b"[]", "no_messages"),
-        (b"null", "no_messages"),
-        (b"{}", "no_messages"),
+        (b"[]", "not_object"),
+        (b"null", "not_object"),
+        (b"{}", "unknown_form"),
         (b'{"messages": {}}', "no_messages"),
         (b'{"messages": []}', "wrong_last_turn"),
         (f'{{"messages": [{USER}]}}', "wrong_last_turn"),
@@ -127,7 +127,10 @@ REPLY = '{"role": "assistant", "content": "a"}'
         ('{"messages": [{"role": "user", "role": "user", "content": "q"}]}', "duplicate_key"),
         (f'{{"messages": [{USER}, {REPLY}], "score": NaN}}', "not_json"),
         (f'{{"messages": [{USER}, {REPLY}], "score": -Infinity}}', "not_json"),
-        (f'{{"messages": [{USER}, {REPLY}], "n": {"9" * 5000}}}', "not_json"),
+        (f'{{"messages": [{USER}, {REPLY}], "n": {"9" * 5000}}}', "too_many_digits"),
+        (f'{{"messages": [{USER}, {REPLY}], "n": -0.{"9" * 5000}}}', "too_many_digits"),
+        (f'{{"messages": [{USER}, {REPLY}], "n": [{"0," * MAX_VALUES}0]}}', "too_many_values"),
+        (f'{{"messages": [{USER}, {REPLY}], "n": {"[" * MAX_DEPTH}{"]" * MAX_DEPTH}}}', "too_deep"),
         (f'{{"messages": [{USER}, {REPLY}]}} trailing', "not_json"),
         (GOOD + GOOD, "not_json"),
         (b"[" * 100_000 + b"]" * 100_000, "too_deep"),
@@ -351,7 +354,7 @@ def test_any_bytes_are_rows_or_problems(tmp_path_factory: pytest.TempPathFactory
 
 ASKED = chat(("user", "q"))
 ANSWERED = GOOD.decode()
-BROKEN = '{"prompt": 1}'
+BROKEN = '{"text": 1}'
 
 
 @pytest.mark.parametrize(
@@ -373,10 +376,10 @@ def test_the_kind_of_a_file_is_that_of_its_rows(
 @pytest.mark.parametrize(
     ("lines", "found"),
     [
-        ([ANSWERED, ASKED, BROKEN], [(2, "wrong_last_turn"), (3, "no_messages")]),
+        ([ANSWERED, ASKED, BROKEN], [(2, "wrong_last_turn"), (3, "unknown_form")]),
         ([ASKED, ANSWERED], [(2, "wrong_last_turn")]),
-        ([BROKEN, ASKED], [(1, "no_messages")]),
-        ([BROKEN], [(1, "no_messages")]),
+        ([BROKEN, ASKED], [(1, "unknown_form")]),
+        ([BROKEN], [(1, "unknown_form")]),
         ([""], [(0, "empty_file")]),
     ],
 )

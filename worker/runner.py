@@ -5,7 +5,6 @@ supervisor on a pipe. It has no database.
 """
 
 import os
-import re
 import shutil
 import signal
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 from semievol.errors import DataError, DiskFull, OutOfMemory, SemiEvolError
 from semievol.faults import fault_of
+from semievol.formats.naming import HEAD_BYTES, guessed_format
 from semievol.memory import Halvings
 from semievol.pipeline import Job, Step
 from semievol.ports import Backend
@@ -117,7 +117,7 @@ class Runner:
             for role, entry in self.spec.inputs.items():
                 path = self.scratch / "inputs" / role
                 self.cache.place(entry["sha256"], path)
-                files[role] = path.rename(path.with_suffix(suffix_of(entry["filename"], path)))
+                files[role] = _renamed(path, entry["filename"])
         if self.spec.reviewed is not None and self.unit.endswith(plan.REVIEW):
             files["reviewed"] = self.scratch / "inputs" / "reviewed.jsonl"
             self.cache.place(self.spec.reviewed, files["reviewed"])
@@ -191,18 +191,16 @@ def _in_users_words(error: SemiEvolError, spec: plan.JobSpec) -> dict[str, str |
     """Message and parameter of an error, with the user's file names instead of ours."""
     if not isinstance(error, DataError):
         return {"message": str(error), "param": None}
-    role = Path(error.path).stem
+    role = Path(error.path).name.partition(".")[0]
     shown = DataError(spec.inputs.get(role, {}).get("filename", role), error.problems, error.total)
     return {"message": str(shown), "param": PARAMETERS.get(role)}
 
 
-def suffix_of(filename: str, path: Path) -> str:
-    """The ending that says how a file is read: its own, else what its first byte looks like."""
-    ending = re.search(r"\.(jsonl|ndjson|csv)$", filename, re.IGNORECASE)
-    if ending:
-        return ending[0].lower()
+def _renamed(path: Path, filename: str) -> Path:
+    """The file under a name whose ending says how it is read."""
     with path.open("rb") as file:
-        return ".jsonl" if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") else ".csv"
+        how = guessed_format(filename, file.read(HEAD_BYTES))
+    return path.rename(path.with_suffix(how.ending))
 
 
 def main(spec_path: str) -> int:

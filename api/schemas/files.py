@@ -11,11 +11,16 @@ MIN_EXPIRY_SECONDS, MAX_EXPIRY_SECONDS = 3600, 2_592_000
 
 
 class FileProblem(BaseModel):
-    """One thing wrong with a file. `line` counts from 1; 0 means the whole file."""
+    """One thing wrong with a file. `line` counts from 1; 0 means the whole file.
+
+    `field`: where in the row, such as `messages[0].role`. `byte_offset`: where in the text. Both where known.
+    """
 
     line: int
     code: str
     message: str
+    field: str | None = None
+    byte_offset: int | None = None
 
 
 class FileFacts(BaseModel):

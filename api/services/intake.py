@@ -12,8 +12,8 @@ import shutil
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import anyio.to_thread
@@ -22,8 +22,9 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from api.errors import BadRequest, TooLarge, Unavailable
-from semievol.errors import DataError, Problem
+from semievol.errors import DataError
 from semievol.examples import check_file
+from semievol.formats.naming import HEAD_BYTES, guessed_format
 
 WRITE_BYTES = 1024 * 1024
 """How much is gathered before it is hashed and written, in a thread."""
@@ -308,27 +309,16 @@ def check(path: Path, filename: str, purpose: str) -> Checked:
     """What the staged bytes are. A training file with problems gets the status `error` and its problems by line."""
     if purpose != "fine-tune":
         return Checked("processed", None, None)
-    named = path.with_name(f"{path.name}{_suffix(path, filename)}")  # the readers go by the ending
+    with path.open("rb") as file:
+        how = guessed_format(filename, file.read(HEAD_BYTES))
+    named = path.with_name(f"{path.name}{how.ending}")  # the readers go by the ending
     os.link(path, named)
     try:
         found = check_file(named)
     except DataError as error:
         told = DataError(filename, error.problems, error.total)
-        problems = [_problem(problem) for problem in error.problems]
+        problems = [asdict(problem) for problem in error.problems]
         return Checked("error", str(told), {"problems": problems, "total": error.total})
     finally:
         named.unlink()
     return Checked("processed", None, {"kind": found.kind, "rows": found.rows})
-
-
-def _problem(problem: Problem) -> dict[str, Any]:
-    return {"line": problem.line, "code": problem.code, "message": problem.message}
-
-
-def _suffix(path: Path, filename: str) -> str:
-    ending = PurePosixPath(filename.lower()).suffix
-    if ending in {".jsonl", ".ndjson", ".csv"}:
-        return ending
-    with path.open("rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return ".jsonl" if start.startswith((b"{", b"[")) else ".csv"

@@ -71,7 +71,7 @@ def test_a_file_with_problems_is_kept_and_says_where(service: Service) -> None:
     file = created(service, content)
     assert file["status"] == "error"
     found = [(problem["line"], problem["code"]) for problem in file["semievol"]["problems"]]
-    assert found == [(2, "no_messages"), (3, "wrong_last_turn")]
+    assert found == [(2, "unknown_form"), (3, "wrong_last_turn")]
     assert "line 2" in file["status_details"]
     assert "secret" not in file["status_details"]
 
