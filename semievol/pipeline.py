@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from semievol import outcome, publication, stages
+from semievol.errors import DataError, RecipeError
 from semievol.ports import Backend, Observer
 from semievol.recipe import Recipe
 from semievol.tables import read_examples
@@ -82,8 +83,8 @@ Plan = Generator[list[Step], list[Stage], Stage]
 def run(job: Job, backend: Backend, output: Path, observer: Observer) -> dict[str, Any]:
     """Run the job in `output` and return its report (what `report.json` holds).
 
-    Raises SemiEvolError. Beside the stages, `output` then holds `adapter/`, `pseudo_labels.parquet`, `report.json` and
-    `report.html`.
+    Raises SemiEvolError; files and settings that do not fit leave no folder behind. Beside the stages, `output` then
+    holds `adapter/`, `pseudo_labels.parquet`, `report.json` and `report.html`.
     """
     work = Workdir(output, job.identity() | base_model_identity(job.model), observer)
     with closing(plan(job, backend)) as steps:  # closing gives the engine back
@@ -93,6 +94,9 @@ def run(job: Job, backend: Backend, output: Path, observer: Observer) -> dict[st
                 ready = steps.send([work.stage(step.name, step.work) for step in ready])
         except StopIteration as end:
             published: Stage = end.value
+        except (DataError, RecipeError):
+            work.leave_nothing()
+            raise
     publication.hand_out(published, output)
     told: dict[str, Any] = json.loads((published.folder / publication.REPORT).read_text(encoding="utf-8"))
     return told

@@ -43,6 +43,7 @@ class Workdir:
         self.stages: dict[str, Stage] = {}
         if root.exists() and not root.is_dir():
             raise WorkdirError(f"{root} is a file; --output names a folder")
+        self._was_there = root.exists()
         known = root / "stages" / IDENTITY
         begun = {known.parent, partial_of(known)}  # all that a run leaves that was stopped before it had an identity
         if known.exists():
@@ -62,6 +63,14 @@ class Workdir:
         self.observer.stage_finished(name, dict(stage.facts), resumed=resumed)
         self.stages[name] = stage
         return stage
+
+    def leave_nothing(self) -> None:
+        """Remove what was begun if no stage is done: the job turned out to be one that cannot run."""
+        if any((self.root / "stages").glob(f"*/{MANIFEST}")):
+            return
+        shutil.rmtree(self.root / "stages", ignore_errors=True)
+        if not self._was_there:
+            self.root.rmdir()
 
     def _commit(self, name: str, folder: Path, work: StageWork) -> Stage:
         partial = partial_of(folder)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from semievol.errors import Problem
-from semievol.formats.faults import RowFault, check_empty_lines
+from semievol.formats.problems import RowFault, check_empty_lines
 from semievol.formats.rows import Row, row_of
 from semievol.formats.strict_json import MAX_LINE_BYTES, parse
 

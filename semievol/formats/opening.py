@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from semievol.errors import Problem
-from semievol.formats.faults import MAX_PROBLEMS, FileFault
 from semievol.formats.jsonl import jsonl_rows
 from semievol.formats.naming import ENDINGS, HEAD_BYTES, Format, format_of
+from semievol.formats.problems import MAX_PROBLEMS, FileFault
 from semievol.formats.rows import Row
 from semievol.formats.separated import csv_rows
 from semievol.formats.unpacking import unpacked

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from semievol.formats import strict_json
-from semievol.formats.faults import RowFault
+from semievol.formats.problems import RowFault
 from semievol.prompts import Message, Prompt
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from semievol.errors import Problem
-from semievol.formats.faults import FileFault, RowFault, check_empty_lines
+from semievol.formats.problems import FileFault, RowFault, check_empty_lines
 from semievol.formats.rows import Row, has_surrogate, question_row
 from semievol.formats.strict_json import MAX_LINE_BYTES
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from semievol.formats.faults import RowFault
+from semievol.formats.problems import RowFault
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """Of one row, in every format."""

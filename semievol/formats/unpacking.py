@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from semievol.formats.faults import FileFault
 from semievol.formats.naming import Format
+from semievol.formats.problems import FileFault
 
 GIB = 1024**3
 MAX_MEMORY_BYTES = 1 * GIB
