@@ -69,8 +69,10 @@ def _options(
 @app.command()
 def run(
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hugging Face hub id.", show_default=False)],
-    labeled: Annotated[Path, typer.Option(help="Rows with answers: chat JSONL or CSV.", show_default=False)],
-    unlabeled: Annotated[Path, typer.Option(help="Rows without answers, of the same form.", show_default=False)],
+    labeled: Annotated[
+        Path, typer.Option(help="Rows with answers: .jsonl, .csv or .parquet, also .gz or .zst.", show_default=False)
+    ],
+    unlabeled: Annotated[Path, typer.Option(help="Rows without answers.", show_default=False)],
     output: Annotated[Path, typer.Option(help="Folder for all results; a stopped run goes on.", show_default=False)],
     validation: Annotated[
         Path | None, typer.Option(help="Labeled rows to choose the adapter by; else some are held out.")

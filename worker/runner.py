@@ -117,7 +117,7 @@ class Runner:
             for role, entry in self.spec.inputs.items():
                 path = self.scratch / "inputs" / role
                 self.cache.place(entry["sha256"], path)
-                files[role] = _renamed(path, entry["filename"])
+                files[role] = renamed(path, entry["filename"])
         if self.spec.reviewed is not None and self.unit.endswith(plan.REVIEW):
             files["reviewed"] = self.scratch / "inputs" / "reviewed.jsonl"
             self.cache.place(self.spec.reviewed, files["reviewed"])
@@ -175,7 +175,7 @@ def told(error: Exception, spec: plan.JobSpec, adjustments: dict[str, int]) -> d
     fault = error if isinstance(error, SemiEvolError) else fault_of(error)
     if fault is None:
         return {"code": _code_of(error), "message": f"{type(error).__name__}: {error}", "own": False}
-    heard: dict[str, Any] = {"code": fault.code, "own": not isinstance(fault, DiskFull), **_in_users_words(fault, spec)}
+    heard: dict[str, Any] = {"code": fault.code, "own": not isinstance(fault, DiskFull), **in_users_words(fault, spec)}
     if isinstance(fault, OutOfMemory) and fault.rows > 1:
         heard["smaller"] = asdict(Halvings(**adjustments).once_more(fault.phase))
     return heard
@@ -187,7 +187,7 @@ def _code_of(error: Exception) -> str:
     return "io_error" if away or isinstance(error, OSError) else "internal_error"
 
 
-def _in_users_words(error: SemiEvolError, spec: plan.JobSpec) -> dict[str, str | None]:
+def in_users_words(error: SemiEvolError, spec: plan.JobSpec) -> dict[str, str | None]:
     """Message and parameter of an error, with the user's file names instead of ours."""
     if not isinstance(error, DataError):
         return {"message": str(error), "param": None}
@@ -196,7 +196,7 @@ def _in_users_words(error: SemiEvolError, spec: plan.JobSpec) -> dict[str, str |
     return {"message": str(shown), "param": PARAMETERS.get(role)}
 
 
-def _renamed(path: Path, filename: str) -> Path:
+def renamed(path: Path, filename: str) -> Path:
     """The file under a name whose ending says how it is read."""
     with path.open("rb") as file:
         how = guessed_format(filename, file.read(HEAD_BYTES))

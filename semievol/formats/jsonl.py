@@ -8,6 +8,8 @@ from semievol.formats.problems import RowFault, check_empty_lines
 from semievol.formats.rows import Row, row_of
 from semievol.formats.strict_json import MAX_LINE_BYTES, parse
 
+WANTED = "each line is one whole JSON object"
+
 
 def jsonl_rows(stream: BinaryIO, *, labeled: bool) -> Iterator[Row | Problem]:
     """Rows and problems in order, one line in memory at a time. Empty lines are skipped."""
@@ -16,11 +18,11 @@ def jsonl_rows(stream: BinaryIO, *, labeled: bool) -> Iterator[Row | Problem]:
         number, length = number + 1, len(raw)
         if length > MAX_LINE_BYTES:
             length += _skip_rest(stream, raw)
-            message = f"the line is longer than {MAX_LINE_BYTES:,} bytes; shorten the row"
+            message = f"the row is longer than {MAX_LINE_BYTES:,} bytes; shorten it"
             yield Problem(number, "line_too_long", message, byte_offset=start_bytes)
         elif raw.strip():
             try:
-                yield row_of(parse(raw), number, labeled=labeled)
+                yield row_of(parse(raw, WANTED), number, labeled=labeled)
             except RowFault as fault:
                 yield fault.at(number, start_bytes)
         else:

@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from semievol.errors import Problem
@@ -41,7 +42,8 @@ def _rows(path: Path, *, labeled: bool) -> Iterator[Row | Problem]:
             return  # without rows, whatever it is
         if how.packing or how.form == "parquet":
             with unpacked(file, how, labeled=labeled) as text:
-                yield from _text_rows(text, how, labeled=labeled)
+                rows = _text_rows(text, how, labeled=labeled)
+                yield from rows if how.form != "parquet" else map(_without_offset, rows)
         else:
             yield from _text_rows(file, how, labeled=labeled)
 
@@ -49,6 +51,11 @@ def _rows(path: Path, *, labeled: bool) -> Iterator[Row | Problem]:
 def _text_rows(text: io.BufferedReader, how: Format, *, labeled: bool) -> Iterator[Row | Problem]:
     _check_encoding(text)
     return (csv_rows if how.form == "csv" else jsonl_rows)(text, labeled=labeled)
+
+
+def _without_offset(item: Row | Problem) -> Row | Problem:
+    """Bytes of Parquet's rows as JSON are nowhere to be found."""
+    return replace(item, byte_offset=None) if isinstance(item, Problem) else item
 
 
 @contextmanager

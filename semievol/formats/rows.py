@@ -123,9 +123,11 @@ def _options(value: Any) -> list[str] | None:
 
 def _options_from_json(value: str) -> Any:
     try:
-        return strict_json.parse(text_of(value, "options", "options").encode())
+        return strict_json.parse(
+            text_of(value, "options", "options").encode(), 'options is a list such as ["yes", "no"]'
+        )
     except RowFault as fault:
-        raise RowFault(fault.code, f"options: {fault}", "options") from None
+        raise RowFault(fault.code, f"in options: {fault}", "options") from None
 
 
 def _letter(answer: str, options: Sequence[str]) -> str:

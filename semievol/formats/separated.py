@@ -97,10 +97,12 @@ def _columns(header: list[str], *, labeled: bool) -> _Columns:
     if any(map(has_surrogate, names)):
         raise FileFault("not_utf8", "the first line is not UTF-8; save the file as UTF-8", 1)
     if len(names) > MAX_COLUMNS:
-        raise FileFault("too_many_columns", f"the first line names more than {MAX_COLUMNS:,} columns", 1)
+        raise FileFault(
+            "too_many_columns", f"the first line names more than {MAX_COLUMNS:,} columns; remove what is unused", 1
+        )
     if "question" not in names or (labeled and "answer" not in names):
-        needed = "question and answer" if labeled else "question"
-        message = f"the first line must name the columns {needed}; options (a JSON list) is optional"
+        needed = "columns question and answer" if labeled else "column question"
+        message = f"the first line must name the {needed}, separated by commas; options (a JSON list) is optional"
         raise FileFault("missing_column", message, 1)
     if len(set(names)) != len(names):
         raise FileFault("duplicate_column", "the first line names a column twice; rename or remove one", 1)

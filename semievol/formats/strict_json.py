@@ -15,19 +15,19 @@ MAX_VALUES = 100_000
 """Lists, objects, strings and numbers of one row together."""
 
 
-def parse(raw: bytes) -> Any:
-    """The value. Raises RowFault."""
+def parse(raw: bytes, wanted: str) -> Any:
+    """The value. Raises RowFault; where this is no JSON, it says what was wanted."""
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         message = f"byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8"
         raise RowFault("not_utf8", message, offset_bytes=error.start) from None
-    value = _loads(text, len(raw))
+    value = _loads(text, len(raw), wanted)
     _check_shape(value)
     return value
 
 
-def _loads(text: str, size_bytes: int) -> Any:
+def _loads(text: str, size_bytes: int, wanted: str) -> Any:
     try:
         return json.loads(
             text,
@@ -38,7 +38,7 @@ def _loads(text: str, size_bytes: int) -> Any:
         )
     except json.JSONDecodeError as error:
         offset = size_bytes - len(text[error.pos :].encode())  # counted from the end, as a byte order mark is no text
-        message = f"not JSON at column {error.colno}: {error.msg}; each line is one whole JSON object"
+        message = f"not JSON at column {error.colno}: {error.msg}; {wanted}"
         raise RowFault("not_json", message, offset_bytes=offset) from None
     except RecursionError:
         raise _too_deep() from None

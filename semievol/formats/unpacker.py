@@ -57,7 +57,9 @@ class Counted:
         """See Sink."""
         self._bytes += len(data)
         if self._bytes > self._limit_bytes:
-            message = f"holds more than {self._limit_bytes:,} bytes when unpacked, which is too much for its size"
+            message = (
+                f"the file holds more than {self._limit_bytes:,} bytes when unpacked, which is too much for its size"
+            )
             raise Fault("too_large_decompressed", f"{message}; give the rows in several files or not packed")
         return self._sink.write(data)
 
@@ -96,7 +98,7 @@ def unzstd(file: BinaryIO, sink: Sink) -> None:
                 data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     except zstandard.ZstdError as error:
         if "memory" in str(error):
-            message = "is packed with a window of more than 128 MiB; pack it again without --long"
+            message = "the file is packed with a window of more than 128 MiB; pack it again without --long"
             raise Fault("window_too_large", message) from None
         raise _damaged("Zstandard") from None
     if frame is not None:
@@ -135,7 +137,7 @@ def parquet_rows(file: BinaryIO, sink: Sink, *, labeled: bool) -> None:
             for record in _records(batch.select(list(columns)).rename_columns(list(columns.values())), first):
                 sink.write(json.dumps(record, ensure_ascii=False, default=_unknown).encode() + b"\n")
             first += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names in the schema that are not UTF-8
         if isinstance(error, MemoryError | BrokenPipeError):
             raise
         raise _damaged("Parquet") from None
@@ -258,13 +260,16 @@ def main(order: dict[str, Any]) -> None:
     end_with_reader()
     verdict, code, message, line = os.dup(2), "", "", 0
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries print is no verdict
+    # Both pipes stay open to the end: a closed output would look like a reader that is gone.
+    output = open(1, "wb", buffering=COPY_BYTES, closefd=False)  # noqa: SIM115
     try:
-        with open(0, "rb") as file, open(1, "wb", buffering=COPY_BYTES) as output:
+        with open(0, "rb") as file:
             unpack(file, output, order)
+        output.flush()
     except Fault as fault:
         code, message, line = fault.code, str(fault), fault.line
     except MemoryError:
-        code, message = "too_large_decompressed", f"needs more than {order['memory_bytes']:,} bytes of memory to unpack"
+        code, message = "too_large_decompressed", f"the file needs more than {order['memory_bytes']:,} bytes of memory"
         message += "; write it with smaller rows, pages and row groups, or as JSON lines"
     except ImportError:
         raise  # no fault of the file

@@ -1,13 +1,18 @@
 """Files: streamed in with bounded memory, checked by line, listed, ranged over, deleted."""
 
 import base64
+import gzip
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import openai
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from store.models import File, Job
 from tests.api.service import Server, Service, make_settings, open_service
@@ -19,6 +24,15 @@ def chat(*roles: str) -> str:
 
 LABELED = "\n".join([chat("user", "assistant")] * 3).encode()
 UNLABELED = "\n".join([chat("user")] * 4).encode()
+
+
+def parquet(**columns: list[str]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+PARQUET = parquet(question=["Why?", "How?"], answer=["so", "thus"])
 
 
 def upload(service: Service, content: bytes = LABELED, name: str = "rows.jsonl", **fields: str) -> Any:
@@ -58,6 +72,13 @@ def test_a_labeled_file_is_checked_and_described(service: Service) -> None:
         ("some.csv", b"question,answer\nWhy?,so\n", "labeled", 1),
         ("partly.csv", b"question,answer\nWhy?,so\nHow?,\n", "unlabeled", 2),
         ("rows.dat", LABELED, "labeled", 3),
+        ("rows.jsonl.gz", gzip.compress(LABELED), "labeled", 3),
+        ("rows.dat", gzip.compress(LABELED), "labeled", 3),
+        ("rows.csv.zst", zstandard.compress(b"question\nWhy?\n"), "unlabeled", 1),
+        ("rows.parquet", PARQUET, "labeled", 2),
+        ("rows", PARQUET, "labeled", 2),
+        ("pairs.jsonl", b'{"prompt": "Why?", "completion": "so"}', "labeled", 1),
+        ("tasks.jsonl", b'{"instruction": "Why?"}', "unlabeled", 1),
         ("rows", b"question,answer\nWhy?,so\n", "labeled", 1),
     ],
 )
@@ -74,6 +95,26 @@ def test_a_file_with_problems_is_kept_and_says_where(service: Service) -> None:
     assert found == [(2, "unknown_form"), (3, "wrong_last_turn")]
     assert "line 2" in file["status_details"]
     assert "secret" not in file["status_details"]
+
+
+def test_packed_bytes_that_cannot_be_unpacked_are_kept_and_say_why(service: Service) -> None:
+    file = created(service, gzip.compress(LABELED)[:-9], "rows.jsonl.gz")
+    assert (file["status"], file["semievol"]["kind"]) == ("error", None)
+    assert [problem["code"] for problem in file["semievol"]["problems"]] == ["truncated"]
+    assert file["status_details"].startswith("rows.jsonl.gz cannot be used:")
+
+
+def test_a_problem_has_its_field_and_its_byte(service: Service) -> None:
+    file = created(service, LABELED + b'\n{"prompt": 7, "completion": "a"}')
+    [problem] = file["semievol"]["problems"]
+    message = "prompt must be a string"
+    assert problem == {
+        "line": 4,
+        "code": "not_text",
+        "message": message,
+        "field": "prompt",
+        "byte_offset": len(LABELED) + 1,
+    }
 
 
 def test_other_purposes_are_stored_as_they_are(service: Service) -> None:
