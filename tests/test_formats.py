@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -400,3 +401,15 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         return kibibytes
 
     assert peak_kibibytes(100_000) < peak_kibibytes(100) + 4 * 1024
+
+
+def test_every_code_is_explained() -> None:
+    root = Path(__file__).resolve().parent.parent
+    sources = [root / "semievol" / "examples.py", *(root / "semievol" / "formats").glob("*.py")]
+    given = {
+        code
+        for path in sources
+        for code in re.findall(r'(?:Fault\(|Problem\([a-z0]+, |code, message = )\s*"([a-z0-9_]+)"', path.read_text())
+    }
+    assert {"damaged", "not_utf8", "empty_file", "line_too_long", "not_json"} <= given
+    assert {code for code in given if f"`{code}`" not in (root / "docs" / "formats.md").read_text()} == set()
