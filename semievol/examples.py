@@ -83,10 +83,14 @@ def check_unlabeled(path: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What a file is: all of its rows are of this kind."""
+    """What a file is: all of its rows are of this kind.
+
+    `answers_apart`: a labeled file whose answers stand beside the question, so that it is read as an unlabeled one too.
+    """
 
     kind: Literal["labeled", "unlabeled"]
     rows: int
+    answers_apart: bool = False
 
 
 def check_file(path: Path) -> FileFacts:
@@ -103,7 +107,9 @@ def check_file(path: Path) -> FileFacts:
 
 
 def _facts(path: Path, *, labeled: bool) -> FileFacts:
-    return FileFacts("labeled" if labeled else "unlabeled", _count(path, labeled=labeled))
+    if not labeled:
+        return FileFacts("unlabeled", _count(path, labeled=False))
+    return FileFacts("labeled", _count(path, labeled=True), _first_line(path, labeled=False) is not None)
 
 
 def _looks_labeled(path: Path) -> bool:

@@ -102,7 +102,7 @@ class File(Row):
     status: Mapped[str]
     status_details: Mapped[str | None] = mapped_column(Text)
     facts: Mapped[dict[str, Any] | None]
-    """What the check found: {"kind": "labeled" or "unlabeled", "rows": n}, or problems by line."""
+    """What the check found: the fields of `examples.FileFacts`, or problems by line."""
     created_at: Mapped[float] = mapped_column(default=now())
     expires_at: Mapped[float | None]
 

@@ -363,7 +363,7 @@ BROKEN = '{"text": 1}'
         ([ANSWERED] * 3, ".jsonl", FileFacts("labeled", 3)),
         ([ASKED] * 2, ".jsonl", FileFacts("unlabeled", 2)),
         (["question", "Why?"], ".csv", FileFacts("unlabeled", 1)),
-        (["question,answer", "Why?,so"], ".csv", FileFacts("labeled", 1)),
+        (["question,answer", "Why?,so"], ".csv", FileFacts("labeled", 1, answers_apart=True)),
         (["question,answer", "Why?,so", "How?,"], ".csv", FileFacts("unlabeled", 2)),
     ],
 )

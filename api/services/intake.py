@@ -321,4 +321,4 @@ def check(path: Path, filename: str, purpose: str) -> Checked:
         return Checked("error", str(told), {"problems": problems, "total": error.total})
     finally:
         named.unlink()
-    return Checked("processed", None, {"kind": found.kind, "rows": found.rows})
+    return Checked("processed", None, asdict(found))

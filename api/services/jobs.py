@@ -134,10 +134,9 @@ def find_input(session: Session, project_id: str, file_id: str, role: str, place
     if file.status != "processed":
         why = file.status_details or f"its status is {file.status}; wait until it is processed"
         raise BadRequest(f"{place}: the file cannot be used: {why}", code=code, param=place)
-    # Answers of an unlabeled file are never read, so a labeled one will do.
-    needed = ("labeled", "unlabeled") if role == "unlabeled" else ("labeled",)
-    if (file.facts or {}).get("kind") not in needed:
-        raise BadRequest(f"{place}: the file is not {needed[0]}; {_RIGHT_KIND[needed[0]]}", code=code, param=place)
+    needed, facts = "unlabeled" if role == "unlabeled" else "labeled", file.facts or {}
+    if facts.get("kind") != needed and not (needed == "unlabeled" and facts.get("answers_apart")):
+        raise BadRequest(f"{place}: the file is not {needed}; {_RIGHT_KIND[needed]}", code=code, param=place)
     return file
 
 

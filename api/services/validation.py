@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
@@ -33,6 +33,7 @@ from api.services.recipes import Asked, understand
 from semievol import wording
 from semievol.errors import DataError
 from semievol.examples import Example
+from semievol.formats.naming import HEAD_BYTES, guessed_format
 from semievol.prompts import Message
 from semievol.recipe import Recipe
 from semievol.validation.checking import Checked, Fault, check
@@ -110,10 +111,10 @@ def head_of(parts: Services, file: File) -> Iterator[Path]:
     """The first whole lines of a file, at most `SAMPLE_BYTES`, as a staged file that is gone on leaving."""
     folder = parts.settings.data / "staging"
     folder.mkdir(parents=True, exist_ok=True)
-    ending = PurePosixPath(file.filename.lower()).suffix
-    path = folder / f"{secrets.token_hex(16)}.partial{ending}"
+    head = _head(parts.objects, file)
+    path = folder / f"{secrets.token_hex(16)}.partial{guessed_format(file.filename, head[:HEAD_BYTES]).ending}"
     try:
-        path.write_bytes(_head(parts.objects, file))
+        path.write_bytes(head)
         yield path
     finally:
         path.unlink(missing_ok=True)

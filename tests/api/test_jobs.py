@@ -222,8 +222,15 @@ def test_a_training_file_must_be_fit(service: Service, values: dict[str, Any], w
     assert word in error(service.client.post(JOBS, json=request), 400, "invalid_training_file")["message"]
 
 
-def test_an_unlabeled_file_may_hold_answers(service: Service) -> None:
-    rows.create(service, semievol={"unlabeled_file": rows.add_file(service, "labeled")})
+def test_an_unlabeled_file_may_hold_answers_beside_its_questions(service: Service) -> None:
+    facts = {"kind": "labeled", "rows": 2, "answers_apart": True}
+    rows.create(service, semievol={"unlabeled_file": rows.add_file(service, "labeled", facts=facts)})
+
+
+def test_chats_that_end_with_a_reply_are_not_unlabeled(service: Service) -> None:
+    request = rows.body(service, semievol={"unlabeled_file": rows.add_file(service, "labeled")})
+    told = error(service.client.post(JOBS, json=request), 400, "invalid_unlabeled_file")
+    assert "each line ends with the user's message" in told["message"]
 
 
 def test_allowed_retrievers(service: Service) -> None:
