@@ -48,11 +48,12 @@ def write_files(folder: Path) -> Path:
     return folder
 
 
-def arguments(data: Path, output: Path) -> list[str]:
-    """The command, with a checkpoint after every step."""
+def arguments(data: Path, output: Path, checkpoint_seconds: int = 0) -> list[str]:
+    """The command; by default with a checkpoint after every step."""
     files = [f"--{role}={data / role}.jsonl" for role in ("labeled", "unlabeled", "test")]
     settings = [f"--set={name}={value}" for name, value in SETTINGS.items()]
-    return ["run", f"--model={BASE}", *files, f"--output={output}", *settings, "--checkpoint-seconds=0", "--quiet"]
+    more = [f"--output={output}", f"--checkpoint-seconds={checkpoint_seconds}", "--quiet"]
+    return ["run", f"--model={BASE}", *files, *settings, *more]
 
 
 def results(output: Path) -> dict[str, str]:
@@ -63,12 +64,13 @@ def results(output: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Point:
-    """Kill when `function` of `module` is called for the `count`-th time: before it, after it, or amid its work."""
+    """Send a signal when `function` of `module` is called for the `count`-th time: before, after, or amid its work."""
 
     module: str
     function: str
     count: int = 1
     when: str = "before"
+    signal: int = signal.SIGKILL
 
 
 def _run(command: list[str], log: Path, point: Point | None) -> None:
@@ -95,14 +97,14 @@ def _arm(point: Point) -> None:
     def deadly(*given: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls < point.count:
+        if calls != point.count:
             return original(*given, **named)
         if point.when == "amid":
             _half(given)
         elif point.when == "after":
             original(*given, **named)
-        os.kill(os.getpid(), signal.SIGKILL)
-        return None
+        os.kill(os.getpid(), point.signal)
+        return original(*given, **named)
 
     setattr(place, name, deadly)
 

@@ -2,6 +2,7 @@
 
 import random
 import signal
+from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -49,3 +50,31 @@ def test_killed_at_any_time(
     delays = [random.Random(seed * 10 + number).uniform(0.2, 3) for number in range(3)]
     run_killed(context, arguments(data, tmp_path / "out"), tmp_path / "log", delays)
     assert results(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("point", "keeps_checkpoint"),
+    [
+        (Point("semievol.backends.training", "_MaskedTrainer.compute_loss", 4), True),
+        (Point("semievol.generation", "_Shard._ask", 20), False),
+    ],
+    ids=["training", "generation"],
+)
+def test_asked_to_stop(
+    number: signal.Signals,
+    point: Point,
+    keeps_checkpoint: bool,
+    context: ForkServerContext,
+    data: Path,
+    undisturbed: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    """Training stops after the step with a checkpoint that was not due; anything else at once."""
+    command, log, output = arguments(data, tmp_path / "out", 1000), tmp_path / "log", tmp_path / "out"
+    assert run_to_end(context, command, log, replace(point, signal=number)) == 128 + number
+    assert "the same command continues" in log.read_text(encoding="utf-8")
+    assert bool(list(output.glob("checkpoints/*/step-000000004"))) == keeps_checkpoint
+    assert not list(output.rglob("*.partial"))
+    assert run_to_end(context, command, log) == 0, log.read_text()
+    assert results(output) == undisturbed
