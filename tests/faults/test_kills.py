@@ -28,9 +28,13 @@ POINTS = {
     "adapter and manifest": Point("semievol.backends.training", "_save_adapter", 2, "after"),
     "the hand-out": Point("semievol.publication", "hand_out"),
 }
+FEW = ("a shard's Parquet file", "a manifest", "a checkpoint's flush")
+"""What every test run sees; the others are marked as long."""
 
 
-@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.long) for name in POINTS]
+)
 def test_killed_amid(
     name: str, context: ForkServerContext, data: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
@@ -43,7 +47,7 @@ def test_killed_amid(
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 3))])
 def test_killed_at_any_time(
     seed: int, context: ForkServerContext, data: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
@@ -52,7 +56,7 @@ def test_killed_at_any_time(
     assert results(tmp_path / "out") == undisturbed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("point", "keeps_checkpoint"),
     [

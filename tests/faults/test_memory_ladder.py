@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.runs import arguments
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def short_of_memory(rows: int, data: Path, output: Path) -> "subprocess.CompletedProcess[str]":
