@@ -18,10 +18,11 @@ ROW = b'{"prompt": "Why?", "completion": "so"}'
     ("filename", "content"),
     [
         ("rows.jsonl", ROW),
-        ("rows.v2.CSV.gz", gzip.compress(b"question,answer\nWhy?,so\n")),
-        ("rows", gzip.compress(ROW)),
+        ("rows.v2.CSV.gz", gzip.compress(b"question,answer\nWhy?,so\n", mtime=0)),
+        ("rows", gzip.compress(ROW, mtime=0)),
         ("rows.txt", b"question,answer\nWhy?,so\n"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_file_is_read_as_its_users_name_and_its_bytes_say(tmp_path: Path, filename: str, content: bytes) -> None:
     path = tmp_path / "labeled"
