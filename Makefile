@@ -41,7 +41,7 @@ test test-long: export HYPOTHESIS_STORAGE_DIRECTORY = .cache/hypothesis
 test: $(INSTALLED) ## Run the tests in random order; ARGS="-k entropy" or a path narrows them
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-long: $(INSTALLED) ## Run what 'make test' leaves out: more kills, full disks, too little memory (minutes)
+test-long: $(INSTALLED) ## Run what 'make test' leaves out because it takes minutes: more kills, full disks, the guide
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long $(ARGS)
 
 format: $(INSTALLED) ## Rewrite the code as 'make lint' wants it, as far as a machine can

@@ -29,13 +29,18 @@ def add_event(
     session.flush()
 
 
-def move(session: Session, job_id: str, target: JobStatus, message: str, **values: Any) -> bool:
-    """Move the job to `target` if its status allows that; tells whether it did. Writes the event, and webhooks."""
+def move(
+    session: Session, job_id: str, target: JobStatus, message: str, *, only_from: JobStatus | None = None, **values: Any
+) -> bool:
+    """Move the job to `target` if its status allows that; tells whether it did. Writes the event, and webhooks.
+
+    `only_from`: the one status that this move leaves; by default all that lead to `target`.
+    """
     if target in FINAL:
         values["finished_at"] = now()
     moved = session.execute(
         update(Job)
-        .where(Job.id == job_id, Job.status.in_(sources(target)))
+        .where(Job.id == job_id, Job.status.in_([only_from] if only_from else sources(target)))
         .values(status=target, **values)
         .returning(Job.id)
     ).scalar_one_or_none()
@@ -88,5 +93,4 @@ def resume(session: Session, job_id: str, message: str = "Resumed") -> bool:
     """Go on where a paused job was."""
     before = session.execute(select(Job.resume_to).where(Job.id == job_id)).scalar_one_or_none()
     target: JobStatus = next((status for status in ACTIVE if status == before), "queued")
-    current = session.execute(select(Job.status).where(Job.id == job_id)).scalar_one_or_none()
-    return current == "paused" and move(session, job_id, target, message, resume_to=None)
+    return move(session, job_id, target, message, only_from="paused", resume_to=None)

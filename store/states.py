@@ -10,12 +10,12 @@ JOB_MOVES: Final[dict[JobStatus, frozenset[JobStatus]]] = {
     "validating_files": frozenset({"queued", "paused", "failed", "cancelled", "succeeded"}),
     "queued": frozenset({"running", "paused", "failed", "cancelled", "succeeded"}),
     "running": frozenset({"paused", "succeeded", "failed", "cancelled"}),
-    "paused": frozenset({"validating_files", "queued", "running", "failed", "cancelled"}),
+    "paused": frozenset({"validating_files", "queued", "running", "failed", "cancelled", "succeeded"}),
     "succeeded": frozenset(),
     "failed": frozenset(),
     "cancelled": frozenset(),
 }
-"""Where a job may go from where. What leads nowhere is final."""
+"""Where a job may go from where. What leads nowhere is final. A pause may come too late: its last unit still ends."""
 
 UNIT_MOVES: Final[dict[UnitState, frozenset[UnitState]]] = {
     "waiting": frozenset({"ready", "cancelled"}),

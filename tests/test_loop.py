@@ -58,6 +58,7 @@ def test_the_same_command_twice_gives_the_same_bytes(helpdesk: dict[str, Path], 
         assert sha256_of(tmp_path / "one" / file) == sha256_of(tmp_path / "two" / file)
 
 
+@pytest.mark.long
 def test_rounds_go_on_over_the_rows_not_yet_trusted(helpdesk: dict[str, Path], tmp_path: Path) -> None:
     semievol_run(helpdesk, tmp_path / "run", "rounds=2", "evaluation.deliver=evolved")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -67,12 +68,14 @@ def test_rounds_go_on_over_the_rows_not_yet_trusted(helpdesk: dict[str, Path], t
     assert len(labels) == len({label["id"] for label in labels}) == 60
 
 
+@pytest.mark.long
 def test_retrieval_needs_no_download(helpdesk: dict[str, Path], tmp_path: Path) -> None:
     semievol_run(helpdesk, tmp_path / "run", "propagation.retriever=hidden", "generation.collaboration=false")
     labels = pq.read_table(tmp_path / "run" / "pseudo_labels.parquet").to_pylist()
     assert all(len(label["trials"][0]["worked_examples"]) == 3 for label in labels)
 
 
+@pytest.mark.long
 def test_poisoned_pseudo_labels_do_not_reach_the_user(tmp_path: Path) -> None:
     """Every pseudo-label names the wrong queue, so SemiEvol validates worse: the bytes of SFT are delivered."""
     drawn = draw(HELPDESK, 79, 48, 60, 80)
@@ -115,6 +118,7 @@ def test_poisoned_pseudo_labels_do_not_reach_the_user(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the paper's FPB and ARC files are not beside this checkout")
+@pytest.mark.long
 @pytest.mark.parametrize(("task", "preset"), [("fpb", "paper"), ("arc", "default")])
 def test_the_papers_own_files_run_as_they_are(task: str, preset: str, tmp_path: Path) -> None:
     data = {name: SHARED / task / f"{name}.csv" for name in ("labeled", "unlabeled", "test")}

@@ -54,7 +54,7 @@ def answer_shards(data: Path, output: Path, answers: str, shards: list[int], sha
             work.stage(f"generate-{shard}", step)
 
 
-@pytest.mark.parametrize("answers", ["sampled", "scored"])
+@pytest.mark.parametrize("answers", ["sampled", pytest.param("scored", marks=pytest.mark.long)])
 def test_the_number_of_workers_changes_no_byte(tmp_path: Path, answers: str) -> None:
     data = tmp_path / "data"
     write(data, HELPDESK, draw(HELPDESK, 78, 16, 16 * SHARDS, 8))
@@ -73,6 +73,7 @@ def test_the_number_of_workers_changes_no_byte(tmp_path: Path, answers: str) -> 
         assert one == three, f"shard {shard} differs"
 
 
+@pytest.mark.long
 def test_row_order_and_shard_size_change_no_sampled_token(tmp_path: Path) -> None:
     plain, shuffled = tmp_path / "plain", tmp_path / "shuffled"
     for folder in (plain, shuffled):

@@ -235,7 +235,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("harm", [cut, Path.unlink], ids=["cut", "missing"])
+@pytest.mark.parametrize("harm", [pytest.param(cut, marks=pytest.mark.long), Path.unlink], ids=["cut", "missing"])
 @pytest.mark.parametrize(
     "name", [WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", training.NOTE]
 )

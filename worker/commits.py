@@ -57,9 +57,8 @@ def begin(session: Session, claim: Claim) -> JobSpec:
     """A unit was claimed: the job runs."""
     job = session.get_one(Job, claim.job_id)
     if claim.name != "prepare":
-        jobs.move(
-            session, job.id, "running", "Fine-tuning job started", started_at=func.coalesce(Job.started_at, now())
-        )
+        started_at = func.coalesce(Job.started_at, now())
+        jobs.move(session, job.id, "running", "Fine-tuning job started", only_from="queued", started_at=started_at)
     if claim.attempt > 1:
         jobs.add_event(session, job.id, f"{claim.name}: attempt {claim.attempt}", data={"unit": claim.name})
     return spec_of(session, job)
@@ -116,8 +115,11 @@ def finish_unit(session: Session, claim: Claim) -> set[str]:
     job = session.scalars(select(Job).where(Job.id == claim.job_id).with_for_update()).one()
     if not units.finish(session, claim) or job.status in FINAL:
         return set()
-    if claim.name == "prepare":
-        jobs.move(session, job.id, "queued", "Files validated, the job waits for a worker")
+    if claim.name == "prepare" and job.status == "paused":
+        job.resume_to = "queued"
+    elif claim.name == "prepare":
+        told = "Files validated, the job waits for a worker"
+        jobs.move(session, job.id, "queued", told, only_from="validating_files")
     steps = next_steps(spec_of(session, job))
     if not steps:
         _succeed(session, job)

@@ -1,11 +1,14 @@
 """What a supervisor writes when an attempt fails."""
 
+from dataclasses import asdict
+
 from sqlalchemy import select, update
 
+from semievol.answers import Answers
 from semievol.errors import OutOfMemory
-from store import units
+from store import jobs, units
 from store.database import now
-from store.models import JobEvent, Unit
+from store.models import JobEvent, StageRow, Unit
 from tests.worker.conftest import Stack
 from worker import commits, runner
 
@@ -80,3 +83,30 @@ def test_rows_that_were_left_out_are_told_in_the_job_s_events(sqlite_stack: Stac
         )
     assert len(told) == 1
     assert "2 labeled rows (lines 4 and 9) also in the test file" in told[0]
+
+
+def test_a_pause_outlives_what_its_workers_finish(sqlite_stack: Stack) -> None:
+    """The job is paused between a worker's claim and its last word, of the first unit and of the next."""
+    job_id = sqlite_stack.post_job()
+    with sqlite_stack.database.write() as session:
+        claim = units.claim(session, "w", ("cpu",), 60)
+        assert claim is not None
+        commits.begin(session, claim)
+        assert jobs.pause(session, job_id)
+    facts = {"answers": asdict(Answers("exact")), "rows": {"test": 0, "unlabeled": 2}}
+    done = {"job_id": job_id, "unit_id": claim.unit_id, "name": "prepare", "number": 1}
+    with sqlite_stack.database.write() as session:
+        session.add(StageRow(**done, seconds=1, facts=facts, files={}))
+        session.flush()
+        commits.finish_unit(session, claim)
+    assert sqlite_stack.job(job_id).status == "paused"
+    with sqlite_stack.database.write() as session:
+        assert jobs.resume(session, job_id)
+        assert not jobs.resume(session, job_id)
+    assert sqlite_stack.job(job_id).status == "queued"
+    with sqlite_stack.database.write() as session:
+        claim = units.claim(session, "w", ("gpu",), 60)
+        assert claim is not None
+        assert jobs.pause(session, job_id)
+        commits.begin(session, claim)
+    assert sqlite_stack.job(job_id).status == "paused"

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
     ("kind", "victims"),
     [
         ("sqlite", ("runner", "supervisor")),
-        ("postgres", ("runner", "runner")),
-        ("postgres", ("supervisor", "supervisor")),
+        pytest.param("postgres", ("runner", "runner"), marks=pytest.mark.long),
+        pytest.param("postgres", ("supervisor", "supervisor"), marks=pytest.mark.long),
         ("postgres", ("main", "main")),
     ],
 )
