@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 RESULTS = {"adapter", "adapter.zip", "labels", "pseudo_labels.jsonl", "step_metrics.csv"}
 BLOCKED_SECONDS = 10
-"""Less than a publish that waits for a broker takes (19 s and more). The bar, a second, is for a machine that is free."""
+"""Less than a publish that waits for a broker takes (19 s and more). The bar of a second is for a free machine."""
 
 
 @pytest.fixture(scope="module")
