@@ -4,8 +4,14 @@ import errno
 
 from semievol.errors import DiskFull, OutOfMemory, SemiEvolError
 
-_NO_ROOM = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
-"""In messages of safetensors, Arrow and torch, whose errors bear no errno."""
+_NO_ROOM = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed writing",
+    "basic_ios::clear: iostream error",
+    ". unexpected pos ",
+)
+"""In messages of safetensors, Arrow and torch, whose errors bear no errno; the last three are torch's when it saves."""
 
 
 def fault_of(error: BaseException) -> SemiEvolError | None:

@@ -59,6 +59,7 @@ def test_other_errors_pass() -> None:
         (OSError(errno.ENOSPC, "full"), "disk_full"),
         (OSError(errno.EDQUOT, "quota"), "disk_full"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "disk_full"),
+        (RuntimeError("basic_ios::clear: iostream error"), "disk_full"),
         (MemoryError(), "out_of_memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
     ],

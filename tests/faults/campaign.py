@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.faults.runs import arguments, results, run_killed, server, write_files
 
-KILOBYTES = (64, 256, 700, 1200, 2000, 2800, 3600, 4400, 5200, 6000)
+KILOBYTES = (64, 256, 700, 1000, 1200, 2000, 2800, 3600, 4400, 5200)
 
 
 def main() -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
-KILOBYTES = (64, 2000, 5000)
-"""Full amid the first stage, a training's checkpoint, a later stage; `campaign.py` has more."""
+KILOBYTES = (64, 700, 2000, 5000)
+"""Full amid the first stage, torch's own file of a checkpoint, its move, a later stage; `campaign.py` has more."""
 
 
 def test_full_disk(data: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
