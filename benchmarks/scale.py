@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +77,15 @@ class MadeUpScores:
             yield place, (scores - np.log(np.exp(scores).sum())).tolist()
 
 
-@dataclass
 class MadeUpBackend(FakeBackend):
     """No engine, and vectors that cost little."""
-
-    made: list[str] = field(default_factory=list)
 
     @contextlib.contextmanager
     def generator(self, adapter: Path | None) -> Iterator[Generator]:
         """See `ports.Backend`."""
         yield MadeUpScores()
 
-    def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> Retriever:  # type: ignore[override]
+    def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> Retriever:
         """See `ports.Backend`."""
         return DenseRetriever(MadeUpVectors(), documents, progress)
 

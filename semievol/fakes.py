@@ -24,6 +24,7 @@ from semievol.ports import (
     Progress,
     Request,
     Response,
+    Retriever,
     Trainer,
     TrainingLog,
     TrainingRow,
@@ -252,7 +253,7 @@ class FakeBackend:
         """See `ports.Backend`."""
         return self.fake_trainer
 
-    def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> FakeRetriever:
+    def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> Retriever:
         """See `ports.Backend`."""
         return FakeRetriever(documents)
 

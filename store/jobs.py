@@ -91,6 +91,7 @@ def pause(session: Session, job_id: str, message: str = "Paused") -> bool:
 
 def resume(session: Session, job_id: str, message: str = "Resumed") -> bool:
     """Go on where a paused job was."""
-    before = session.execute(select(Job.resume_to).where(Job.id == job_id)).scalar_one_or_none()
+    # Locked: the last word of a worker may just be changing where the job resumes.
+    before = session.execute(select(Job.resume_to).where(Job.id == job_id).with_for_update()).scalar_one_or_none()
     target: JobStatus = next((status for status in ACTIVE if status == before), "queued")
     return move(session, job_id, target, message, only_from="paused", resume_to=None)
