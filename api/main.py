@@ -23,6 +23,8 @@ from api.logs import set_up_logs
 from api.metrics import Latency, QueueCollector
 from api.middleware import CheckedBody, HeadAsGet, RequestContext, answer
 from api.routes import api_keys, files, health, job_data, jobs, models, session, uploads, webhooks
+from api.services.label_summary import Summaries
+from api.services.trials import Trials
 from api.web import pages
 from store.database import Database
 from store.objects import ObjectMissing, open_objects
@@ -92,11 +94,14 @@ def create_app(settings: Settings, *, bell: Bell | None = None) -> FastAPI:
 
 def _services(settings: Settings, bell: Bell | None) -> Services:
     settings.data.mkdir(parents=True, exist_ok=True)
+    objects = open_objects(settings)
     return Services(
         settings=settings,
         database=Database(settings.database_url),
-        objects=open_objects(settings),
+        objects=objects,
         bell=bell or build_bell(settings),
+        summaries=Summaries(objects),
+        trials=Trials(objects),
     )
 
 
