@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.errors import NotFound
@@ -19,18 +18,14 @@ Record = Mapping[str, Any]
 def label_detail(session: Session, trials: Trials, job: Job, line: int) -> LabelDetail:
     """The row of that line. Raises NotFound."""
     label = find_label(session, job, line)
-    # The trials of a round are as its selection had them, whatever a review made of the decisions.
-    names = ("prepare", f"round-{label.round}/select")
-    found = session.scalars(select(StageRow).where(StageRow.job_id == job.id, StageRow.name.in_(names)))
-    stages = {row.name: row for row in found}
-    record = None
-    if stages.keys() == set(names):
-        decided = stages[names[1]].files["decided.parquet"]
-        record = trials.row(decided["sha256"], decided["bytes"], line)
+    prepared = session.get(StageRow, (job.id, "prepare"))
+    shard = _shard_of(session, job, label.round, line)
+    if prepared is None or shard is None:
+        raise _nothing_kept(line)
+    answered = shard.files["answered.parquet"]
+    record = trials.row(answered["sha256"], answered["bytes"], line)
     if record is None:
-        message = f"nothing is kept of how line {line} was decided"
-        raise NotFound(message, code="trials_not_found", param="row")
-    prepared = stages[names[0]]
+        raise _nothing_kept(line)
     asked = [*record["trials"], *([record["justification"]] if record["justification"] else [])]
     ids = {name for trial in asked for name in trial["worked_examples"]}
     labeled = prepared.files["train.parquet"]
@@ -44,6 +39,30 @@ def label_detail(session: Session, trials: Trials, job: Job, line: int) -> Label
         trials=views[: len(record["trials"])],
         justification=views[-1] if record["justification"] else None,
     )
+
+
+def _shard_of(session: Session, job: Job, round_number: int, line: int) -> StageRow | None:
+    """The stage that answered the line in that round, by the lines that shards tell of; None if there is none.
+
+    A row's shard is the one to be expected from its line, or an earlier one where lines hold no rows to ask.
+    """
+    low, high = 0, (line - 1) // int(job.recipe["generation"]["shard_size"])
+    shard = high
+    while low <= high:
+        stage = session.get(StageRow, (job.id, f"round-{round_number}/generate-{shard:05d}"))
+        if stage is not None and "lines" not in stage.facts:
+            return None
+        first, last = stage.facts["lines"] if stage else (line + 1, line + 1)
+        if first <= line <= last and stage is not None:
+            return stage
+        low, high = (low, shard - 1) if line < first else (shard + 1, high)
+        shard = (low + high) // 2
+    return None
+
+
+def _nothing_kept(line: int) -> NotFound:
+    message = f"nothing is kept of how line {line} was decided; versions before this one did not tell where it is"
+    return NotFound(message, code="trials_not_found", param="row")
 
 
 def _trial(trial: Record, options: Sequence[str], examples: Mapping[str, Record]) -> TrialView:

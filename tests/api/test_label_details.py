@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import pytest
 from semievol.fakes import FakeBackend, FakeObserver
 from semievol.pipeline import Job, run
 from semievol.recipe import Recipe
-from semievol.tables import read_rows
-from store.models import PseudoLabel
+from semievol.tables import ANSWERED, read_rows, write_rows
+from store.models import StageRow
 from store.objects import open_object
 from tests.api import rows
 from tests.api.service import Service
@@ -20,21 +19,24 @@ from tests.tickets import tickets, write_labeled, write_unlabeled
 from worker.commits import _labels
 
 JOBS = "/v1/fine_tuning/jobs"
-SAMPLED = {"generation": {"answers": "sampled", "temperature": 2.0, "worked_examples": "varied", "shard_size": 8}}
-SCORED = {"generation": {"shard_size": 8}}
+SAMPLED: dict[str, Any] = {
+    "generation": {"answers": "sampled", "temperature": 2.0, "worked_examples": "varied", "shard_size": 8}
+}
+SCORED: dict[str, Any] = {"generation": {"shard_size": 8}}
 
 
 class Done:
     """A run over doubles, its stages committed to a job of the service as far as asked for."""
 
-    def __init__(self, service: Service, folder: Path, *, review: bool = False, **layer: Any) -> None:
+    def __init__(self, service: Service, folder: Path, *, review: bool = False, gaps: int = 0, **layer: Any) -> None:
         self.service = service
         labeled = write_labeled(folder / "labeled.jsonl", tickets(24, 1, known=3))
         unlabeled = write_unlabeled(folder / "unlabeled.jsonl", [question for question, _ in tickets(30, 2)])
+        unlabeled.write_text(unlabeled.read_text().replace("\n", "\n" * (1 + gaps)))
         job = Job("fake", labeled, unlabeled, Recipe.resolve(layer), review=review)
         run(job, FakeBackend(), folder / "out", FakeObserver())
         self.stages = folder / "out" / "stages"
-        self.job_id = rows.create(service, semievol={"review": review, "rounds": job.recipe.rounds})
+        self.job_id = rows.create(service, semievol={"review": review, **layer})
         rows.start_job(service, self.job_id)
         self.url = f"{JOBS}/{self.job_id}/pseudo_labels"
 
@@ -48,8 +50,12 @@ class Done:
                 labels = list(_labels(self.stages / name / "decided.parquet"))
                 rows.load_labels(self.service, self.job_id, labels, int(name.split("/")[0].removeprefix("round-")))
 
-    def shards(self) -> list[str]:
-        return sorted(path.relative_to(self.stages).as_posix() for path in self.stages.glob("round-1/generate-*"))
+    def decide(self, number: int = 1) -> None:
+        """All that a round needs to be decided."""
+        self.commit(*(["prepare"] if number == 1 else []), *self.shards(number), f"round-{number}/select")
+
+    def shards(self, number: int = 1) -> list[str]:
+        return sorted(path.relative_to(self.stages).as_posix() for path in self.stages.glob(f"round-{number}/gen*"))
 
     def decided(self, name: str = "round-1/select") -> dict[int, dict[str, Any]]:
         return {row["line"]: row for row in read_rows(self.stages / name / "decided.parquet")}
@@ -63,7 +69,7 @@ class Done:
 @pytest.fixture(params=[SCORED, SAMPLED], ids=["scored", "sampled"])
 def done(request: pytest.FixtureRequest, service: Service, tmp_path: Path) -> Done:
     made = Done(service, tmp_path, **request.param)
-    made.commit("prepare", *made.shards(), "round-1/select")
+    made.decide()
     return made
 
 
@@ -110,49 +116,59 @@ def check_trial(view: dict[str, Any], trial: dict[str, Any], options: Any, label
 
 def test_a_row_that_was_asked_twice_tells_of_its_last_round(service: Service, tmp_path: Path) -> None:
     done = Done(service, tmp_path, rounds=2, selection={"theta": 0.5}, **SAMPLED)
-    done.commit("prepare", "round-1/select")
+    done.decide()
     again = done.decided("round-2/select")
     line = next(iter(again))
     first = done.get(f"/{line}")["trials"]
-    done.commit("round-2/select")
+    done.decide(2)
     second = done.get(f"/{line}")
     assert second["round"] == 2
     assert [one["seed"] for one in second["trials"]] == [str(one["seed"]) for one in again[line]["trials"]]
     assert {one["seed"] for one in first}.isdisjoint(one["seed"] for one in second["trials"])
 
 
+def test_rows_are_found_although_lines_are_missing(service: Service, tmp_path: Path) -> None:
+    """Only every third line of the file holds a row that is asked."""
+    done = Done(service, tmp_path, gaps=2, **SCORED)
+    done.decide()
+    decided = done.decided()
+    assert len(decided) == 30
+    assert max(decided) == 88
+    for line, record in decided.items():
+        assert done.get(f"/{line}")["trials"][0]["seed"] == str(record["trials"][0]["seed"])
+
+
 def test_a_row_too_long_for_the_model_has_no_trials(service: Service, tmp_path: Path) -> None:
     done = Done(service, tmp_path, **SCORED)
-    done.commit("prepare", "round-1/select")
-    record = {**done.decided()[1], "trials": [], "justification": None, "outcome": "too_long"}
-    assert record["line"] == 1
-    rewrite(done, [record])
+    done.decide()
+    answer_anew(done, {**done.decided()[1], "trials": [], "justification": None})
     told = done.get("/1")
     assert (told["trials"], told["justification"]) == ([], None)
 
 
 def test_rows_of_versions_that_kept_no_tokens_still_tell_the_rest(service: Service, tmp_path: Path) -> None:
     done = Done(service, tmp_path, **SAMPLED)
-    done.commit("prepare", "round-1/select")
+    done.decide()
     record = done.decided()[1]
-    record["trials"] = [{**trial, "tokens": None, "logprobs": [-1.0, -math.inf]} for trial in record["trials"]]
-    rewrite(done, [record])
+    trials = [{**trial, "tokens": None, "logprobs": [-1.0, -math.inf]} for trial in record["trials"]]
+    answer_anew(done, {**record, "trials": trials})
     trial = done.get("/1")["trials"][0]
     assert trial["tokens"] == [{"text": None, "logprob": -1.0}, {"text": None, "logprob": None}]
     assert trial["entropy"] is None
 
 
-def rewrite(done: Done, records: list[dict[str, Any]]) -> None:
-    """Another decided.parquet in the place of the committed one."""
-    from semievol.tables import PSEUDO_LABELS, write_rows
-    from store.models import StageRow
-
+def answer_anew(done: Done, record: dict[str, Any]) -> None:
+    """Another file in the place of the first shard's."""
     path = done.stages / "other.parquet"
-    write_rows(path, PSEUDO_LABELS, records, 1)
-    entry = rows.put_object(done.service, path.read_bytes())
+    write_rows(path, ANSWERED, [{name: record[name] for name in ANSWERED.names}], 1)
+    change_shard(done, files={"answered.parquet": rows.put_object(done.service, path.read_bytes())})
+
+
+def change_shard(done: Done, **values: Any) -> None:
     with done.service.database.write() as session:
-        stage = session.get_one(StageRow, (done.job_id, "round-1/select"))
-        stage.files = {**stage.files, "decided.parquet": entry}
+        stage = session.get_one(StageRow, (done.job_id, "round-1/generate-00000"))
+        for name, value in values.items():
+            setattr(stage, name, value)
 
 
 @pytest.mark.parametrize(("row", "status", "code"), [(999, 404, "pseudo_label_not_found"), (0, 422, "invalid_request")])
@@ -162,12 +178,12 @@ def test_rows_that_are_not_there(done: Done, row: int, status: int, code: str) -
     assert done.service.other.get(f"{done.url}/1").json()["error"]["code"] == "job_not_found"
 
 
-def test_a_row_whose_files_are_gone_says_so(done: Done) -> None:
-    with done.service.database.write() as session:
-        session.add(PseudoLabel(job_id=done.job_id, line=998, row_id="x", round=1, question="q", decision="reject",
-                                reason="x", outcome="x"))  # fmt: skip
-    answer = done.service.client.get(f"{done.url}/998")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "trials_not_found")
+def test_a_row_of_which_nothing_is_known_says_so(done: Done) -> None:
+    rows.load_labels(done.service, done.job_id, [rows.label(998)])
+    change_shard(done, facts={"rows": 8})  # as versions wrote them that did not tell their lines
+    for line in (998, 1):
+        answer = done.service.client.get(f"{done.url}/{line}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "trials_not_found")
 
 
 def test_an_object_is_read_from_anywhere(service: Service) -> None:
@@ -253,9 +269,9 @@ def test_a_decided_round_is_summed_up(done: Done) -> None:
 
 def test_rows_of_several_rounds_count_once(service: Service, tmp_path: Path) -> None:
     done = Done(service, tmp_path, rounds=2, selection={"theta": 0.5}, **SCORED)
-    done.commit("prepare", "round-1/select")
+    done.decide()
     first = done.get("/summary")
-    done.commit("round-2/select")
+    done.decide(2)
     told = done.get("/summary")
     assert (told["round"], told["rows"]) == (2, 30)
     again = done.decided("round-2/select").values()
@@ -270,7 +286,7 @@ def test_rows_of_several_rounds_count_once(service: Service, tmp_path: Path) -> 
 
 def test_the_review_tells_how_many_are_right_while_it_goes_on(service: Service, tmp_path: Path) -> None:
     done = Done(service, tmp_path, review=True, **SAMPLED)
-    done.commit("prepare", "round-1/select")
+    done.decide()
     rows.set_unit(service, done.job_id, "round-1/review", "cpu", state="waiting")
     decided = done.decided()
     taken = [line for line, row in decided.items() if row["decision"] == "accept"]
@@ -306,7 +322,7 @@ def test_rounds_of_versions_without_a_summary_tell_their_counts(service: Service
     told = json.loads(manifest.read_text())
     del told["files"]["summary.json"]
     manifest.write_text(json.dumps(told))
-    done.commit("prepare", "round-1/select")
+    done.decide()
     found = done.get("/summary")
     assert found["decisions"] == told["facts"]["decisions"]
     assert (found["certainty"], found["curve"], found["entropy"]["outcomes"]) == (None, [], {})
@@ -316,11 +332,11 @@ def test_rounds_of_versions_without_a_summary_tell_their_counts(service: Service
 
 
 @pytest.fixture
-def listed(service: Service) -> Iterator[str]:
+def listed(service: Service) -> str:
     job_id = rows.create(service)
     labels = [rows.label(line, confidence=None if line % 5 == 0 else line * 7 % 11 / 10) for line in range(1, 41)]
     rows.load_labels(service, job_id, labels)
-    yield f"{JOBS}/{job_id}/pseudo_labels"
+    return f"{JOBS}/{job_id}/pseudo_labels"
 
 
 @pytest.mark.parametrize("order", ["confidence", "-confidence", "entropy", "-entropy", "line"])
