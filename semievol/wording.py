@@ -36,7 +36,7 @@ _STAGES = {
 }
 _PATH = re.compile(r"(?:round-(?P<round>\d+)/)?(?P<stage>.+?)(?:-(?P<shard>\d{5}))?")
 
-_REASONS = {
+REASONS = {
     "confident": "confident enough",
     "not_confident": "not confident enough",
     "reviewed": "decided by a person",
@@ -48,14 +48,14 @@ _REASONS = {
     "too_long": "too long for the model",
 }
 
-_OUTCOMES = {
+OUTCOMES = {
     "consistent": "all collaborators agreed",
     "justified": "they differed; self-justification took part",
     "majority": "they differed; the largest group decided",
     "balanced": "they agreed on an answer that the labeled mix made less likely",
 }
 
-_MEASURES = {
+MEASURES = {
     "probability": "probability of the answer",
     "vote_share": "share of the votes",
     "token_probability": "mean probability of the reply's tokens",
@@ -363,17 +363,17 @@ def reasons(report: Report) -> list[tuple[str, int]]:
 
 def reason_words(reason: str) -> str:
     """Why a row was accepted or rejected, in words."""
-    return _REASONS.get(reason, reason)
+    return REASONS.get(reason, reason)
 
 
 def outcome_words(outcome: str) -> str:
     """How the collaborators came to an answer, in words."""
-    return _OUTCOMES.get(outcome, outcome)
+    return OUTCOMES.get(outcome, outcome)
 
 
 def measure_words(measure: str) -> str:
     """What rows were ranked by, in words."""
-    return _MEASURES.get(measure, measure)
+    return MEASURES.get(measure, measure)
 
 
 def precision(report: Report) -> str:
@@ -392,6 +392,15 @@ def precision(report: Report) -> str:
 
 
 # --- using the adapter ------------------------------------------------------------------------------------------------
+
+
+def commands(report: Report) -> dict[str, str]:
+    """How to `load` the adapter in Python and to `serve` it, where it lies in the folder `adapter`."""
+    base = report["provenance"]["inputs"]["model"]
+    return {
+        "load": "\n".join(load_lines(base, "adapter")),
+        "serve": " \\\n  ".join(serve_command(report, base, "adapter")),
+    }
 
 
 def load_lines(base: str, adapter: str) -> list[str]:

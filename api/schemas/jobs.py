@@ -188,6 +188,7 @@ class JobView(BaseModel):
     status: str
     trained_tokens: int | None
     training_file: str
+    user_provided_suffix: str | None
     validation_file: str | None
     integrations: list[Any]
     metadata: dict[str, str] | None

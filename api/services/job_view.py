@@ -185,6 +185,7 @@ def job_view(facts: JobFacts) -> JobView:
         status=job.status,
         trained_tokens=job.trained_tokens,
         training_file=_input(job, "labeled") or "",
+        user_provided_suffix=job.suffix,
         validation_file=_input(job, "validation"),
         integrations=job.asked.get("integrations") or [],
         metadata=job.metadata_,
