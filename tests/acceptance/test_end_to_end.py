@@ -14,7 +14,7 @@ import pytest
 
 from demo.__main__ import answer_tickets
 from demo.tasks import HELPDESK
-from tests.acceptance.conftest import JOBS, UNLABELED, Deployment, input_files, one_machine
+from tests.deployments import JOBS, UNLABELED, Deployment, input_files, one_machine
 from tests.servers import wait_for
 
 pytestmark = pytest.mark.slow
