@@ -1,4 +1,4 @@
-"""Who asks: the bearer key, whether it is an admin's, and how often it may ask.
+"""Who asks: by a key or by the cookie of a session, whether as an admin, and how often it may ask.
 
 The key is looked up in a transaction of its own, so that a route's transaction begins only for those who may ask.
 """
@@ -9,15 +9,18 @@ import re
 import threading
 import time
 from collections import defaultdict, deque
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import BackgroundTasks, Depends, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import OperationalError
 
+from api.browser import COOKIE, check_signed_in
 from api.deps import Caller, Services, ServicesDep
 from api.errors import Forbidden, TooMany, Unauthorized
+from store import sessions
 from store.keys import USED_EVERY_SECONDS, find_key, note_use
 
 WINDOW_SECONDS = 60.0
@@ -26,13 +29,19 @@ MOST_KNOWN = 10_000
 _FORM = re.compile(r"sk-[0-9a-f]{16}-[A-Za-z0-9_-]{1,100}")
 _log = logging.getLogger("semievol.auth")
 
-_scheme = HTTPBearer(
+_bearer = HTTPBearer(
     scheme_name="ApiKey", bearerFormat="sk-<id>-<secret>", description="A key of this service.", auto_error=False
+)
+_cookie = APIKeyCookie(
+    scheme_name="Session",
+    name=COOKIE,
+    description="What POST /v1/session gives to browsers. What changes something must come from the service's pages.",
+    auto_error=False,
 )
 
 
 class RateLimiter:
-    """At most so many requests of one key in any minute. Counts in this process only."""
+    """At most so many requests of one key (or client address) in any minute. Counts in this process only."""
 
     def __init__(self, per_minute: int) -> None:
         self.per_minute = per_minute
@@ -50,7 +59,21 @@ class RateLimiter:
             if len(asked) >= self.per_minute:
                 return asked[0] + WINDOW_SECONDS - at
             asked.append(at)
+            if len(self._asked) > MOST_KNOWN:
+                self._forget_idle(at)
             return 0.0
+
+    def take_back(self, key_id: str) -> None:
+        """The last request of this key shall not count."""
+        with self._lock:
+            if asked := self._asked.get(key_id):
+                asked.pop()
+
+    def _forget_idle(self, at: float) -> None:
+        """Addresses are as many as somebody likes, so those that no longer count go."""
+        for key_id, asked in list(self._asked.items()):
+            if not asked or asked[-1] <= at - WINDOW_SECONDS:
+                del self._asked[key_id]
 
 
 class Uses:
@@ -69,9 +92,9 @@ class Uses:
 
 
 class KnownKeys:
-    """Keys that were valid a moment ago, so that a burst of requests asks the database once.
+    """Keys and sessions that were valid a moment ago, so that a burst of requests asks the database once.
 
-    A key that another process revokes opens this one for at most KNOWN_SECONDS more; one revoked here is forgotten.
+    What another process ends opens this one for at most KNOWN_SECONDS more; what ends here is forgotten at once.
     """
 
     def __init__(self) -> None:
@@ -98,14 +121,11 @@ def _digest(clear: str) -> bytes:
 
 
 class RateLimited(TooMany):
-    """A key asked too often."""
+    """Somebody asked too often. `limit`: the rule, in words."""
 
-    def __init__(self, per_minute: int, wait_seconds: float) -> None:
+    def __init__(self, limit: str, wait_seconds: float) -> None:
         self.retry_after = max(1, int(wait_seconds + 0.999))
-        super().__init__(
-            f"this key may make {per_minute} requests a minute; try again in {self.retry_after} s",
-            code="rate_limit_exceeded",
-        )
+        super().__init__(f"{limit}; try again in {self.retry_after} s", code="rate_limit_exceeded")
 
     def headers(self) -> dict[str, str]:
         """See `ApiError`."""
@@ -116,36 +136,62 @@ async def caller(
     request: Request,
     parts: ServicesDep,
     background: BackgroundTasks,
-    given: Annotated[HTTPAuthorizationCredentials | None, Depends(_scheme)],
+    given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    cookie: Annotated[str | None, Depends(_cookie)],
 ) -> Caller:
-    """The valid key that the request carries. Raises Unauthorized and RateLimited."""
-    if given is None:
+    """Who asks: by the key that was sent, else by the session. Raises Unauthorized, CrossSite and RateLimited."""
+    at = time.monotonic()
+    if given is not None:
+        found = await _look_up(request, parts, given.credentials, at, find_caller)
+    elif cookie is not None:
+        found = await _look_up(request, parts, cookie, at, _find_signed_in)
+        check_signed_in(request)
+    else:
         raise Unauthorized(
             "no API key was given; send the header 'Authorization: Bearer <key>'", code="missing_api_key"
         )
-    at = time.monotonic()
-    known: KnownKeys = request.app.state.known_keys
-    found = known.get(given.credentials, at)
-    if found is None:
-        found = await run_in_threadpool(_find, parts, given.credentials)
-        known.put(given.credentials, at, found)
     request.state.project = found.project_id
     limiter: RateLimiter = request.app.state.limiter
     if wait := limiter.wait_seconds(found.key_id, at):
-        raise RateLimited(limiter.per_minute, wait)
+        raise RateLimited(f"this key may make {limiter.per_minute} requests a minute", wait)
     uses: Uses = request.app.state.uses
     if uses.due(found.key_id, at):
         background.add_task(_note_use, parts, found.key_id)
     return found
 
 
-def _find(parts: Services, clear: str) -> Caller:
+async def _look_up(
+    request: Request, parts: Services, clear: str, at: float, find: Callable[[Services, str], Caller]
+) -> Caller:
+    known: KnownKeys = request.app.state.known_keys
+    found = known.get(clear, at)
+    is_session = find is _find_signed_in
+    if found is not None and is_session == (found.session is not None):  # neither passes for the other
+        return found
+    found = await run_in_threadpool(find, parts, clear)
+    known.put(clear, at, found)
+    return found
+
+
+def find_caller(parts: Services, clear: str) -> Caller:
+    """Whose key it is. Raises Unauthorized."""
     if _FORM.fullmatch(clear):
         with parts.database.glance() as session:
             key = find_key(session, clear)
         if key is not None:
             return Caller(key.id, key.project_id, key.admin)
     raise Unauthorized("the API key is wrong, expired or revoked; an admin can make a new one", code="invalid_api_key")
+
+
+def _find_signed_in(parts: Services, clear: str) -> Caller:
+    """Whose session it is. Raises Unauthorized."""
+    if sessions.FORM.fullmatch(clear):
+        with parts.database.glance() as session:
+            found = sessions.find(session, clear)
+        if found is not None:
+            key, session_id = found
+            return Caller(key.id, key.project_id, key.admin, session_id)
+    raise Unauthorized("the session has ended, or its key was revoked; sign in again", code="invalid_session")
 
 
 def _note_use(parts: Services, key_id: str) -> None:

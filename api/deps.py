@@ -32,11 +32,12 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: a valid key and the project that it sees."""
+    """Who asks: a valid key and the project that it sees. `session`: SHA-256 of its secret, for those signed in."""
 
     key_id: str
     project_id: str
     admin: bool
+    session: str | None = None
 
 
 async def services(request: Request) -> Services:

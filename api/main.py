@@ -22,7 +22,8 @@ from api.errors import ApiError, BadRequest, NotFound, TooLarge, Unavailable, Un
 from api.logs import set_up_logs
 from api.metrics import Latency, QueueCollector
 from api.middleware import CheckedBody, HeadAsGet, RequestContext, answer
-from api.routes import api_keys, files, health, job_data, jobs, models, uploads, webhooks
+from api.routes import api_keys, files, health, job_data, jobs, models, session, uploads, webhooks
+from api.web import pages
 from store.database import Database
 from store.objects import ObjectMissing, open_objects
 from store.settings import Settings
@@ -78,6 +79,8 @@ def create_app(settings: Settings, *, bell: Bell | None = None) -> FastAPI:
     made.state.limiter = RateLimiter(settings.requests_per_minute)
     made.state.uses = Uses()
     made.state.known_keys = KnownKeys()
+    made.state.sign_ins = RateLimiter(session.WRONG_KEYS_PER_MINUTE)
+    made.state.site = pages.load_site()
     made.state.registry = latency.registry
     _add_routes(made)
     _add_errors(made, settings)
@@ -100,6 +103,8 @@ def _services(settings: Settings, bell: Bell | None) -> Services:
 def _add_routes(made: FastAPI) -> None:
     made.include_router(health.router)
     made.include_router(docs)
+    made.include_router(pages.router)
+    made.include_router(session.router)
     # The key is looked at before anything else of a route, so that no transaction begins for strangers.
     for module in (files, uploads, models, api_keys, jobs, job_data, webhooks):
         made.include_router(module.router, dependencies=[Depends(caller)])

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import secrets
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from store.database import now
@@ -41,11 +41,15 @@ def find_key(session: Session, clear: str) -> ApiKey | None:
     prefix, key_id, secret = clear[:3], clear[3 : 3 + ID_DIGITS], clear[4 + ID_DIGITS :]
     if prefix != "sk-" or not secret or not clear.isascii():
         return None
-    valid = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now())
-    key = session.scalars(select(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None), valid)).one_or_none()
+    key = session.scalars(select(ApiKey).where(ApiKey.id == key_id, is_valid())).one_or_none()
     if key is None or not hmac.compare_digest(key.secret_sha256, _digest(secret)):
         return None
     return key
+
+
+def is_valid() -> ColumnElement[bool]:
+    """Of a key's row: neither revoked nor expired."""
+    return and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now()))
 
 
 def note_use(session: Session, key_id: str) -> None:

@@ -82,6 +82,17 @@ class ApiKey(Row):
     last_used_at: Mapped[float | None]
 
 
+class SignIn(Row):
+    """A session of a browser, begun with a key."""
+
+    __tablename__ = "sessions"
+
+    secret_sha256: Mapped[str] = mapped_column(primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    created_at: Mapped[float] = mapped_column(default=now())
+    expires_at: Mapped[float]
+
+
 class File(Row):
     """An uploaded or a result file. The bytes are the object `sha256`, shared by all files of the same content."""
 
@@ -367,3 +378,7 @@ class Worker(Row):
     runner_pid: Mapped[int | None]
     runner_started: Mapped[float | None]
     """The runner's own start time, so that a process id used again is not taken for it."""
+    memory_bytes: Mapped[int | None]
+    """Resident memory of the supervisor, its fork server and its runner, when it was last seen."""
+    gpu_memory_bytes: Mapped[int | None]
+    """Memory of the GPU that the runner has taken; None where nobody can tell."""

@@ -15,7 +15,7 @@ from sqlalchemy import String, cast, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from store import units, webhooks
+from store import sessions, units, webhooks
 from store.database import Database, now
 from store.models import File, Job, StageRow, Unit, Upload, UploadPart
 from store.objects import ObjectStore
@@ -52,8 +52,9 @@ class Sweep:
         webhooks.deliver_due(self.database, self.settings, self.client)
 
     def collect_garbage(self) -> int:
-        """Delete expired files, and objects that no row names any more; how many objects went."""
+        """Delete expired files and sessions, and objects that no row names any more; how many objects went."""
         with self.database.write() as session:
+            sessions.forget_expired(session)
             for file in session.scalars(select(File).where(File.expires_at < now())):
                 session.delete(file)
         self._clear_staging()

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from api.auth import AdminDep, KnownKeys
@@ -12,7 +12,7 @@ from api.errors import BadRequest, Conflict, NotFound
 from api.schemas.api_keys import KeyCreate, KeyView, NewKeyView
 from api.schemas.common import After, Deleted, Limit, Page, errors, page
 from store.database import now
-from store.keys import create_key
+from store.keys import create_key, is_valid
 from store.models import ApiKey
 
 router = APIRouter(prefix="/v1/api_keys", tags=["API keys"])
@@ -48,7 +48,7 @@ def list_api_keys(asking: AdminDep, session: SessionDep, limit: Limit = 100, aft
 @router.delete("/{key_id}", responses=errors(403, 404, 409))
 def delete_api_key(key_id: KeyId, request: Request, asking: AdminDep, session: SessionDep) -> Deleted:
     """Revoke a key, within a second and for good. The last admin's key cannot be revoked."""
-    admins = session.scalars(select(ApiKey).where(ApiKey.admin, _valid()).order_by(ApiKey.id).with_for_update()).all()
+    admins = session.scalars(select(ApiKey).where(ApiKey.admin, is_valid()).order_by(ApiKey.id).with_for_update()).all()
     key = session.get(ApiKey, key_id)
     if key is None or key.revoked_at is not None:
         raise NotFound("there is no such key, or it is revoked already", code="key_not_found", param="key_id")
@@ -60,10 +60,6 @@ def delete_api_key(key_id: KeyId, request: Request, asking: AdminDep, session: S
     known: KnownKeys = request.app.state.known_keys
     known.forget()
     return Deleted(id=key_id, object="api_key")
-
-
-def _valid() -> ColumnElement[bool]:
-    return and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now()))
 
 
 def _time(session: Session) -> float:

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict
 
 Item = TypeVar("Item", bound=BaseModel)
 
-DEFAULT_ERRORS = (400, 401, 413, 422, 429, 500, 503)
-"""What any route with a key may answer."""
+DEFAULT_ERRORS = (400, 401, 403, 413, 422, 429, 500, 503)
+"""What any route with a key may answer; 403 also to a cookie that another site's page made a browser send."""
 
 _EXAMPLES: dict[int, tuple[str, str, str]] = {
     400: ("invalid_request_error", "invalid_request", "the request makes no sense as it is; the message says why"),

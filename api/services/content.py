@@ -49,7 +49,7 @@ def object_response(
         "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:",
         "X-Content-Type-Options": "nosniff",
     }
-    if _matches(request.headers.get("if-none-match"), etag):
+    if matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     if settings.s3_presigned and (address := objects.presigned(sha256, plain_name(filename))):
         return RedirectResponse(address, 302, headers={"ETag": etag, "Cache-Control": "no-store"})
@@ -73,7 +73,8 @@ def plain_name(filename: str) -> str:
     return _PLAIN.sub("_", filename)
 
 
-def _matches(given: str | None, etag: str) -> bool:
+def matches(given: str | None, etag: str) -> bool:
+    """Whether `If-None-Match` names what there is."""
     if given is None:
         return False
     tags = [tag.strip().removeprefix("W/") for tag in given.split(",")]

@@ -14,12 +14,14 @@ import pytest
 from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 
+from api.web.pages import PAGES
 from store.models import FineTunedModel
 from tests.api import rows
 from tests.api.service import PROJECT, Service, make_settings, open_server, open_service
 from tests.servers import ROOT
 
-PUBLIC = {"/healthz", "/readyz", "/openapi.json", "/docs"}
+SITE = {*PAGES, "/assets/{path:path}"}
+PUBLIC = {"/healthz", "/readyz", "/openapi.json", "/docs"} | SITE
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -72,6 +74,7 @@ def things(service: Service) -> dict[str, str]:
         "model": model,
         "row": "1",
         "name": "adapter_config.json",
+        "path": "app.js",
     }
 
 
@@ -140,6 +143,7 @@ def ask(client: TestClient, method: str, path: str) -> Any:
         "PATCH": {"json": {"decision": "reject"}},
         "/parts": {"files": {"data": ("x", b"abc")}},
         "/complete": {"json": {"part_ids": ["part_1"]}},
+        "/session": {"json": {"api_key": "sk-wrong"}},
     }
     ending = next((name for name in bodies if name == method or path.endswith(name)), "")
     return client.request(method, path, **bodies.get(ending, {}))
@@ -151,7 +155,8 @@ def test_nothing_is_told_without_a_key(service: Service) -> None:
     for method, path in routes(service):
         answer = ask(service.anonymous, method, filled(path, values))
         if answer.status_code == 401:
-            assert answer.json()["error"]["code"] == "missing_api_key"
+            signs_in = (method, path) == ("POST", "/v1/session")
+            assert answer.json()["error"]["code"] == ("invalid_api_key" if signs_in else "missing_api_key")
             continue
         assert answer.status_code == 200, (method, path, answer.text)
         open_to_all.add(path)
@@ -160,7 +165,7 @@ def test_nothing_is_told_without_a_key(service: Service) -> None:
 
 def test_another_project_finds_nothing(service: Service) -> None:
     values = things(service)
-    shared = {"/v1/api_keys/{key_id}"}  # admins see the keys of all projects
+    shared = {"/v1/api_keys/{key_id}"} | SITE  # admins see the keys of all projects, and anybody the pages
     asked = 0
     for method, path in routes(service):
         if "{" not in path or path in shared:
@@ -184,4 +189,4 @@ def test_another_projects_files_cannot_be_trained_on(service: Service) -> None:
 def test_every_route_is_described(service: Service) -> None:
     described = set(service.client.get("/openapi.json").json()["paths"])
     served = {route.path.replace(":path}", "}") for route in service.app.routes if isinstance(route, APIRoute)}
-    assert served - described == {"/docs"}
+    assert served - described == {"/docs"} | {path.replace(":path}", "}") for path in SITE}

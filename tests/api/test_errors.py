@@ -15,6 +15,7 @@ from api.routes import api_keys, files, health, models, uploads
 from api.schemas.api_keys import KeyCreate
 from api.schemas.common import Body
 from api.schemas.files import UploadComplete, UploadCreate
+from api.schemas.session import SessionCreate
 from tests.api.service import Server, Service, make_settings, open_service
 from tests.api.test_files import LABELED, error_of
 from tests.api.test_uploads import begin
@@ -160,8 +161,8 @@ def test_the_description_is_honest(service: Service) -> None:
     assert {"create_file", "list_files", "complete_upload", "delete_model"} <= set(ids)
     for method, path in calls():
         call = described["paths"][path.replace(":path", "")][method.lower()]
-        assert {"401", "422", "429", "500", "503"} <= set(call["responses"]), path
-        assert call["security"] == [{"ApiKey": []}]
+        assert {"401", "403", "422", "429", "500", "503"} <= set(call["responses"]), path
+        assert call["security"] == [{"ApiKey": []}, {"Session": []}]
         for kind, content in call.get("requestBody", {}).get("content", {}).items():
             schema = content["schema"]
             if "$ref" in schema:
@@ -169,7 +170,7 @@ def test_the_description_is_honest(service: Service) -> None:
             assert content.get("example") or schema.get("examples"), (path, kind)
 
 
-@pytest.mark.parametrize("kind", [UploadCreate, UploadComplete, KeyCreate])
+@pytest.mark.parametrize("kind", [UploadCreate, UploadComplete, KeyCreate, SessionCreate])
 def test_examples_of_bodies_are_valid(kind: type[Body]) -> None:
     for example in kind.model_json_schema()["examples"]:
         kind.model_validate_json(json.dumps(example))
