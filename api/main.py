@@ -23,6 +23,7 @@ from api.logs import set_up_logs
 from api.metrics import Latency, QueueCollector
 from api.middleware import CheckedBody, HeadAsGet, RequestContext, answer
 from api.routes import api_keys, files, health, job_data, jobs, models, uploads, webhooks
+from api.services.event_stream import Hub
 from store.database import Database
 from store.objects import ObjectMissing, open_objects
 from store.settings import Settings
@@ -63,6 +64,7 @@ def create_app(settings: Settings, *, bell: Bell | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(made: FastAPI) -> AsyncIterator[None]:
         yield
+        made.state.hub.close()
         await asyncio.to_thread(parts.database.close)
 
     made = FastAPI(
@@ -78,6 +80,7 @@ def create_app(settings: Settings, *, bell: Bell | None = None) -> FastAPI:
     made.state.limiter = RateLimiter(settings.requests_per_minute)
     made.state.uses = Uses()
     made.state.known_keys = KnownKeys()
+    made.state.hub = Hub(parts.database)
     made.state.registry = latency.registry
     _add_routes(made)
     _add_errors(made, settings)
