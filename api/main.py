@@ -23,6 +23,7 @@ from api.logs import set_up_logs
 from api.metrics import Latency, QueueCollector
 from api.middleware import CheckedBody, HeadAsGet, RequestContext, answer
 from api.routes import api_keys, files, health, job_data, jobs, models, session, uploads, webhooks
+from api.services.event_stream import Hub
 from api.web import pages
 from store.database import Database
 from store.objects import ObjectMissing, open_objects
@@ -64,6 +65,7 @@ def create_app(settings: Settings, *, bell: Bell | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(made: FastAPI) -> AsyncIterator[None]:
         yield
+        made.state.hub.close()
         await asyncio.to_thread(parts.database.close)
 
     made = FastAPI(
@@ -81,6 +83,7 @@ def create_app(settings: Settings, *, bell: Bell | None = None) -> FastAPI:
     made.state.known_keys = KnownKeys()
     made.state.sign_ins = RateLimiter(session.WRONG_KEYS_PER_MINUTE)
     made.state.site = pages.load_site()
+    made.state.hub = Hub(parts.database)
     made.state.registry = latency.registry
     _add_routes(made)
     _add_errors(made, settings)

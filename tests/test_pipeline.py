@@ -629,7 +629,7 @@ class StoppingObserver(FakeObserver):
     def stage_started(self, stage: str) -> None:
         self._pass(("started", stage))
 
-    def stage_progress(self, stage: str, done: int, total: int) -> None:
+    def stage_progress(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
         self._pass(("amid", stage))
 
     def stage_finished(self, stage: str, facts: dict[str, Any], *, resumed: bool) -> None:

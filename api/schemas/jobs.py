@@ -135,13 +135,17 @@ class JobError(BaseModel):
 
 
 class StageView(BaseModel):
-    """A stage that is done or waits; a round's generation is one. `done` and `total`: rows, steps or shards."""
+    """A stage that is done or waits; a round's generation is one."""
 
     name: str
+    label: str = Field(description="The stage in words, as the command line shows it.")
     unit: str
     state: str
     done: int
     total: int
+    unit_of_count: Literal["rows", "steps", "shards"] | None = Field(
+        description="What `done` and `total` count; null where they are 1 of 1, the stage itself, which is done."
+    )
     started_at: int | None
     finished_at: int | None
     seconds: float | None
