@@ -65,7 +65,7 @@ class MadeUpScores:
     ) -> Iterator[tuple[int, list[Response]]]:
         """See `ports.Generator`."""
         for place, request in enumerate(requests):
-            yield place, [Response("class-0", (-0.1,), True) for _ in request.seeds]
+            yield place, [Response("class-0", (-0.1,), ("class-0",), True) for _ in request.seeds]
 
     def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
         """See `ports.Generator`."""

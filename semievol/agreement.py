@@ -30,13 +30,17 @@ Outcome = Literal[
     "too_long",
 ]
 
+Agreed = Literal["consistent", "differed", "unparsable", "too_long"]
+"""How far collaborators agree on a row, before anything is decided."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One collaborator's reply to one row, with what is needed to draw it again.
 
-    `logprobs`: nats per response token (scored: one value, the option's log-probability);
-    `option_logprobs`: nats for each of the row's options, None for sampled replies.
+    `logprobs`: nats per response token (scored: one value, the option's log-probability); `tokens`: the text that each
+    of them is of (scored: the option), none in files of versions that did not keep it; `option_logprobs`: nats for each
+    of the row's options, None for sampled replies.
     """
 
     collaborator: int
@@ -46,6 +50,7 @@ class Trial:
     reply: str
     answer: str | None
     logprobs: tuple[float, ...]
+    tokens: tuple[str, ...]
     option_logprobs: tuple[float, ...] | None = None
 
     @property
@@ -75,6 +80,20 @@ def is_unanimous(trials: Sequence[Trial], answers: Answers) -> bool:
     """All n collaborators gave an answer, and the same one. A reply that cannot be read is no vote."""
     parsed = [trial.answer for trial in trials]
     return None not in parsed and len(answers.group(parsed)) == 1
+
+
+def provisional(trials: Sequence[Trial], answers: Answers) -> tuple[Agreed, float]:
+    """How far a row's collaborators agree, and the mean entropy of the replies with the most votes (NaN without any).
+
+    What can be told of a row alone, before labels are decided over all of them.
+    """
+    if not trials:
+        return "too_long", math.nan
+    groups = answers.group([trial.answer for trial in trials])
+    if not groups:
+        return "unparsable", math.nan
+    outcome: Agreed = "consistent" if len(groups[0]) == len(trials) else "differed"
+    return outcome, _mean_entropy(trials, groups[0])
 
 
 def candidates(trials: Sequence[Trial], answers: Answers) -> list[str]:

@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from semievol.answers import Answers
 from semievol.evaluation import Prediction
-from semievol.generation import scores_options
+from semievol.histograms import ENTROPY_BIN_NATS, Histograms, Measure, certainty
 from semievol.prompts import Message, question_of
-from semievol.recipe import Recipe
 from semievol.tables import read_rows
 
 SHOWN = 4
@@ -26,15 +24,6 @@ SHOWN = 4
 LONGEST = 700
 """Characters of a question or reply that a report quotes."""
 LONGEST_VOTE = 60
-BINS = 20
-"""Bars of a histogram of certainty, which goes from 0 to 1."""
-ENTROPY_BIN_NATS = 0.1
-ENTROPY_BINS = 30
-"""The last bar also holds what is above."""
-_FINE = 2000
-"""Certainties are counted this finely to draw the curve."""
-
-Measure = Literal["probability", "vote_share", "token_probability"]
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:
@@ -43,18 +32,6 @@ def shortened(text: str, longest: int = LONGEST) -> str:
 
 
 # --- pseudo-labels ----------------------------------------------------------------------------------------------------
-
-
-def measure_of(answers: Answers, recipe: Recipe) -> Measure:
-    """What the confidence of a row is, once it is between 0 and 1."""
-    if recipe.selection.confidence == "entropy":
-        return "token_probability"
-    return "probability" if scores_options(answers, recipe.generation) else "vote_share"
-
-
-def certainty(confidence: float, measure: Measure) -> float:
-    """A confidence between 0 and 1: entropies become the reply's mean token probability (geometric)."""
-    return min(1.0, math.exp(confidence) if measure == "token_probability" else confidence)
 
 
 class Draw:
@@ -79,11 +56,7 @@ class Watched:
     """What passes by while pseudo-labels are written."""
 
     measure: Measure
-    certainties: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    entropies: dict[str, list[int]] = field(
-        default_factory=lambda: {side: [0] * ENTROPY_BINS for side in ("accept", "reject")}
-    )
-    fine: list[int] = field(default_factory=lambda: [0] * _FINE)
+    histograms: Histograms = field(default_factory=Histograms)
     kept_rows: int = 0
     kept_sum: float = 0.0
     kept_least: float = 1.0
@@ -103,24 +76,20 @@ class Watched:
         if math.isnan(record["confidence"]):
             return
         sure = certainty(record["confidence"], self.measure)
-        self.fine[_bin(sure, _FINE)] += 1
+        self.histograms.see(record["outcome"], side, sure, record["entropy"])
         if side == "accept":
             self.kept_rows += 1
             self.kept_sum += sure
             self.kept_least = min(self.kept_least, sure)
-        empty = {name: [0] * BINS for name in ("accept", "reject")}
-        self.certainties.setdefault(record["outcome"], empty)[side][_bin(sure, BINS)] += 1
-        if math.isfinite(record["entropy"]):
-            self.entropies[side][min(ENTROPY_BINS - 1, int(record["entropy"] / ENTROPY_BIN_NATS))] += 1
 
     def told(self) -> dict[str, Any]:
         """All of it as plain values."""
         return {
             "measure": self.measure,
-            "answered": sum(self.fine),
-            "certainty": self.certainties,
-            "entropy": {"bin_nats": ENTROPY_BIN_NATS, **self.entropies},
-            "curve": selection_curve(self.fine),
+            "answered": self.histograms.answered(),
+            "certainty": self.histograms.certainties,
+            "entropy": {"bin_nats": ENTROPY_BIN_NATS, **self.histograms.by_decision()},
+            "curve": self.histograms.curve(),
             "kept": self._kept(),
             "examples": {
                 side: {reason: draw.drawn() for reason, draw in sorted(draws.items())}
@@ -131,32 +100,8 @@ class Watched:
     def _kept(self) -> dict[str, float] | None:
         if not self.kept_rows:
             return None
-        mean = round(self.kept_sum / self.kept_rows, 4)
-        return {"share": round(self.kept_rows / sum(self.fine), 4), "mean": mean, "least": round(self.kept_least, 4)}
-
-
-def _bin(value: float, bins: int) -> int:
-    return max(0, min(bins - 1, int(value * bins)))
-
-
-def selection_curve(fine: Sequence[int]) -> list[list[float]]:
-    """[share kept, mean certainty of the kept, the least of them] in steps of 2 %, the surest rows kept first.
-
-    `fine`: rows by certainty in equal bins from 0 to 1; a row counts with the middle of its bin.
-    """
-    answered, points = sum(fine), list[list[float]]()
-    taken, total, place = 0, 0.0, len(fine)
-    middle = 0.0
-    for percent in range(2, 101, 2) if answered else ():
-        wanted = math.ceil(answered * percent / 100)
-        while taken < wanted:  # whole bins: rows of one bin are equally sure
-            place -= 1
-            middle = (place + 0.5) / len(fine) if fine[place] else middle
-            taken += fine[place]
-            total += fine[place] * (place + 0.5) / len(fine)
-        share = wanted / answered
-        points.append([round(share, 4), round((total - (taken - wanted) * middle) / wanted, 4), round(middle, 4)])
-    return points
+        share, mean = self.kept_rows / self.histograms.answered(), self.kept_sum / self.kept_rows
+        return {"share": round(share, 4), "mean": round(mean, 4), "least": round(self.kept_least, 4)}
 
 
 def label_example(record: Mapping[str, Any], measure: Measure) -> dict[str, Any]:

@@ -38,6 +38,8 @@ Distribution = Callable[[Prompt], Mapping[str, float]]
 
 UNKNOWN = "?"
 """What a model that was taught nothing replies."""
+END = "<end>"
+"""The token that ends a turn."""
 _MEMORY = "memory.json"
 _SMOOTHING = 0.1
 
@@ -92,11 +94,10 @@ def _draw(probabilities: Mapping[str, float], seed: int, temperature: float, max
     else:
         tempered = values ** (1 / temperature)
         chosen = int(np.random.default_rng(seed).choice(len(replies), p=tempered / tempered.sum()))
-    words, log_probability = replies[chosen].split(), math.log(values[chosen])
-    tokens = len(words) + 1
-    finished = tokens <= max_new_tokens
-    text = replies[chosen] if finished else " ".join(words[:max_new_tokens])
-    return Response(text, (log_probability / tokens,) * min(tokens, max_new_tokens), finished)
+    tokens, log_probability = (*replies[chosen].split(), END), math.log(values[chosen])
+    written, finished = tokens[:max_new_tokens], len(tokens) <= max_new_tokens
+    text = replies[chosen] if finished else " ".join(written)
+    return Response(text, (log_probability / len(tokens),) * len(written), written, finished)
 
 
 def counting_words(memory: Sequence[tuple[str, str, float]]) -> Distribution:

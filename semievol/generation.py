@@ -183,6 +183,7 @@ class _Shard:
                         reply=response.text,
                         answer=self.answers.parse(response.text, row_options) if response.finished else None,
                         logprobs=response.logprobs,
+                        tokens=response.tokens,
                     )
                     for collaborator, seed, response in zip(ask.collaborators, request.seeds, drawn, strict=True)
                 ],
@@ -224,6 +225,7 @@ class _Shard:
             reply=options[best],
             answer=options[best],
             logprobs=(logprobs[best],),
+            tokens=(options[best],),
             option_logprobs=tuple(logprobs),
         )
 

@@ -165,8 +165,8 @@ def _round(
     select = stages.select_labels(data, shards, number, job)
     [selected] = yield [Step(f"{name}/select", f"{name}/select", select, [prepared, *shards], gpu=False)]
     if job.review:
-        review = stages.apply_review(selected, number, job)
-        [selected] = yield [Step(f"{name}/review", f"{name}/review", review, [selected], gpu=False)]
+        review = stages.apply_review(data, selected, number, job)
+        [selected] = yield [Step(f"{name}/review", f"{name}/review", review, [prepared, selected], gpu=False)]
     accepted = [*(one.selected for one in before), selected]
     train = stages.train_round(data, backend, accepted, sft, number, job)
     [trained] = yield [Step(f"{name}/train", f"{name}/train", train, [prepared, sft, *accepted])]

@@ -37,10 +37,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the model wrote. `logprobs`: nats per generated token, untempered, the end-of-turn token included."""
+    """What the model wrote.
+
+    `logprobs`: nats per generated token, untempered, the end-of-turn token included. `tokens`: their texts, one to one.
+    A token that is part of a character is U+FFFD, so the texts joined need not be `text`.
+    """
 
     text: str
     logprobs: tuple[float, ...]
+    tokens: tuple[str, ...]
     finished: bool
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semievol import page, report
-from semievol.evidence import Watched, measure_of
+from semievol.evidence import Watched
 from semievol.outcome import Verdict, final_labels
 from semievol.ports import Backend, Progress
+from semievol.selection import measure_of
 from semievol.stages import ADAPTER, Prepared
 from semievol.tables import PSEUDO_LABELS, write_rows
 from semievol.workdir import Stage, StageWork, partial_of, write_whole

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from semievol.agreement import Label
-from semievol.recipe import SelectionSettings
+from semievol.answers import Answers
+from semievol.generation import scores_options
+from semievol.histograms import Measure
+from semievol.recipe import Recipe, SelectionSettings
 from semievol.seeds import seed_of
 
 Reason = Literal[
@@ -49,6 +52,13 @@ def confidence_of(label: Label, settings: SelectionSettings) -> float:
     if not math.isnan(label.probability):
         return label.probability
     return label.vote_share + math.exp(-label.entropy) / 1000
+
+
+def measure_of(answers: Answers, recipe: Recipe) -> Measure:
+    """What the confidence of a row is, once it is between 0 and 1 (`histograms.certainty`)."""
+    if recipe.selection.confidence == "entropy":
+        return "token_probability"
+    return "probability" if scores_options(answers, recipe.generation) else "vote_share"
 
 
 def select(

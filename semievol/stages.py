@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from semievol.agreement import provisional
 from semievol.answers import Answers
 from semievol.errors import DataError, Problem
 from semievol.examples import (
@@ -29,6 +30,7 @@ from semievol.generation import (
     answer_shard,
     pool_size,
 )
+from semievol.histograms import Agreement, RoundSummary, so_far
 from semievol.inputs import decide_answers, hold_out, nothing_left, unaskable, unreadable
 from semievol.labeling import label_rows
 from semievol.overlaps import Apart, contradicting, keep_apart
@@ -36,7 +38,7 @@ from semievol.ports import Backend, Generator, Progress, TrainingRow
 from semievol.prompts import Message, question_of
 from semievol.recipe import Recipe
 from semievol.seeds import seed_of
-from semievol.selection import select
+from semievol.selection import measure_of, select
 from semievol.tables import (
     ANSWERED,
     EXAMPLES,
@@ -52,13 +54,14 @@ from semievol.tables import (
     write_examples,
     write_rows,
 )
-from semievol.workdir import Stage, StageWork
+from semievol.workdir import Stage, StageWork, write_whole
 
 if TYPE_CHECKING:
     from semievol.pipeline import Job
 
 PENDING = "pending.parquet"
 DECIDED = "decided.parquet"
+SUMMARY = "summary.json"
 ANSWERS = "answered.parquet"
 ADAPTER = "adapter"
 REVIEWED = "reviewed"
@@ -279,12 +282,15 @@ def generate_shard(
             progress=progress,
         )
         write_rows(folder / ANSWERS, ANSWERED, map(answered_record, answered), max(1, len(answered)))
-        trials = [trial for one in answered for trial in one.trials]
+        trials, agreement = [trial for one in answered for trial in one.trials], Agreement()
+        for one in answered:
+            agreement.see(*provisional(one.trials, data.answers))
         return {
             "rows": len(rows),
             "replies": len(trials),
             "justified": sum(one.justification is not None for one in answered),
             "tokens": sum(len(trial.logprobs) for trial in trials),
+            **agreement.told(),
         }
 
     return work
@@ -308,12 +314,12 @@ def select_labels(data: Prepared, shards: Sequence[Stage], round_number: int, jo
                 progress(done, len(labels))
                 yield pseudo_label_record(round_number, record, label, decision)
 
-        return _write_decided(folder, decided(), job.recipe.generation.shard_size)
+        return _write_decided(folder, decided(), RoundSummary(measure_of(data.answers, job.recipe)), job.recipe)
 
     return work
 
 
-def apply_review(selected: Stage, round_number: int, job: "Job") -> StageWork:
+def apply_review(data: Prepared, selected: Stage, round_number: int, job: "Job") -> StageWork:
     """The decided rows as a person left them. `job.reviewed`: JSON lines with round, id, and decision, answer or both.
 
     A corrected answer is accepted unless the person rejects the row too.
@@ -334,7 +340,8 @@ def apply_review(selected: Stage, round_number: int, job: "Job") -> StageWork:
                     judged[record["decision"]]["kept" if agrees else "changed"] += 1
                 yield after
 
-        facts = _write_decided(folder, reviewed(), job.recipe.generation.shard_size)
+        summary = RoundSummary(measure_of(data.answers, job.recipe))
+        facts = _write_decided(folder, reviewed(), summary, job.recipe)
         return facts | {"reviewed": len(edits), "judged": judged}
 
     return work
@@ -348,32 +355,26 @@ def _reviewed(record: dict[str, Any], edit: Mapping[str, Any] | None) -> dict[st
     return record | corrected | {"decision": edit.get("decision") or "accept", "reason": REVIEWED}
 
 
-def _write_decided(folder: Path, records: Iterator[dict[str, Any]], shard_size: int) -> dict[str, Any]:
-    """Write the decided rows, and those that wait for the next round; returns their counts."""
-    decisions, reasons, outcomes, accepted = (Counter[str]() for _ in range(4))
+def _write_decided(
+    folder: Path, records: Iterator[dict[str, Any]], summary: RoundSummary, recipe: Recipe
+) -> dict[str, Any]:
+    """Write the decided rows, those that wait for the next round, and the summary of all; returns their counts."""
 
     def counted() -> Iterator[dict[str, Any]]:
         for record in records:
-            decisions[record["decision"]] += 1
-            reasons[record["reason"]] += 1
-            outcomes[record["outcome"]] += 1
-            if record["decision"] == "accept":
-                accepted[record["answer"]] += 1
+            summary.see(record, settled=settled(record))
             yield record
 
+    shard_size = recipe.generation.shard_size
     write_rows(folder / DECIDED, PSEUDO_LABELS, counted(), shard_size)
     waiting = (
         {**{key: record[key] for key in ("id", "line", "messages", "options")}, "reply": None}
         for record in read_rows(folder / DECIDED)
         if not settled(record)
     )
-    return {
-        "decisions": {"accept": decisions["accept"], "reject": decisions["reject"]},
-        "reasons": dict(reasons.most_common()),
-        "outcomes": dict(outcomes.most_common()),
-        "answers": dict(accepted.most_common(50)),
-        "pending": write_rows(folder / PENDING, EXAMPLES, waiting, shard_size),
-    }
+    pending = write_rows(folder / PENDING, EXAMPLES, waiting, shard_size)
+    write_whole(folder / SUMMARY, json.dumps(summary.told(), ensure_ascii=False).encode())
+    return so_far([summary]).facts() | {"pending": pending}
 
 
 def settled(record: Mapping[str, Any]) -> bool:

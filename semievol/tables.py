@@ -30,6 +30,7 @@ _TRIAL = pa.struct(
         ("reply", pa.string()),
         ("answer", pa.string()),
         ("logprobs", pa.list_(pa.float32())),
+        ("tokens", pa.list_(pa.string())),
         ("option_logprobs", pa.list_(pa.float32())),
     ]
 )
@@ -170,4 +171,4 @@ def _fields(value: Message | Trial, names: Sequence[str]) -> dict[str, Any]:
 def _trial(record: dict[str, Any]) -> Trial:
     lists = ("worked_examples", "similarities", "logprobs", "option_logprobs")
     values: dict[str, Any] = record | {key: tuple(record[key]) for key in lists if record[key] is not None}
-    return Trial(**values)
+    return Trial(**values | {"tokens": tuple(record.get("tokens") or ())})

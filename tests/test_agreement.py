@@ -25,13 +25,13 @@ EXACT = Answers("exact")
 
 
 def said(answer: str | None, logprob: float = -1.0, collaborator: int = 0, tokens: int = 2) -> Trial:
-    return Trial(collaborator, 0, (), (), f"so {answer}", answer, (logprob,) * tokens)
+    return Trial(collaborator, 0, (), (), f"so {answer}", answer, (logprob,) * tokens, ("so",) * tokens)
 
 
 def scored(*probabilities: float, options: str = "ABC") -> Trial:
     logprobs = tuple(math.log(p) if p else -math.inf for p in probabilities)
     best = int(np.argmax(probabilities))
-    return Trial(0, 0, (), (), options[best], options[best], (logprobs[best],), logprobs)
+    return Trial(0, 0, (), (), options[best], options[best], (logprobs[best],), (options[best],), logprobs)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,11 @@ def test_candidates_are_one_reply_for_each_answer_the_most_voted_first() -> None
 
 
 def test_entropy_is_the_mean_surprise_of_the_response_s_tokens() -> None:
-    assert Trial(0, 0, (), (), "x", "x", (-1.0, -2.0, -0.0)).entropy == 1.0
+    assert Trial(0, 0, (), (), "x", "x", (-1.0, -2.0, -0.0), ("x", "y", "z")).entropy == 1.0
 
 
 def test_a_response_without_tokens_is_never_sure() -> None:
-    assert Trial(0, 0, (), (), "", None, ()).entropy == math.inf
+    assert Trial(0, 0, (), (), "", None, (), ()).entropy == math.inf
 
 
 @given(st.lists(st.sampled_from(["a", "b", None]), min_size=1, max_size=6), st.booleans())

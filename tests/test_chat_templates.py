@@ -299,6 +299,17 @@ def test_decoding_gives_the_reply_back(chat: Chat) -> None:
         assert chat.decode(chat.reply_ids(reply)) == reply
 
 
+def test_token_texts_join_to_the_text(chat: Chat, family: Family) -> None:
+    """Characters that the vocabulary spells in bytes are U+FFFD, once a byte; the end of a turn goes by its name."""
+    text = "The invoice  was charged, Zürich 日本 😀 twice."
+    ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    texts = chat.token_texts(ids)
+    assert len(texts) == len(ids)
+    spelt = "".join(letter if letter.isascii() else "\ufffd" * len(letter.encode()) for letter in text)
+    assert "".join(texts) == spelt
+    assert chat.token_texts([*ids[::-1], *chat.reply_ids("x")[-1:]]) == (*texts[::-1], family.end)
+
+
 def test_a_saved_chat_renders_the_same(tmp_path: Path, chat: Chat) -> None:
     chat.save(tmp_path)
     again = Chat.load(str(tmp_path), None)

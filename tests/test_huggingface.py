@@ -114,6 +114,18 @@ def test_logprobs_are_untempered_and_end_with_the_end_of_turn(prompts: list[Prom
     assert response.logprobs == pytest.approx(wanted, abs=1e-4)
 
 
+def test_each_log_probability_has_its_token_s_text(prompts: list[Prompt], chat: Chat) -> None:
+    generator = HuggingFaceGenerator(load_model(BASE, SETTINGS), chat, 1024)
+    requests = [Request(prompt, (5, 6)) for prompt in prompts[:8]]
+    for _, responses in generator.generate(requests, temperature=1.0, max_new_tokens=12):
+        for response in responses:
+            assert len(response.tokens) == len(response.logprobs)
+            written = response.tokens[:-1] if response.finished else response.tokens
+            assert "".join(written).split() == response.text.split()
+            if response.finished:
+                assert response.tokens[-1] in {chat.end_of_turn, chat.tokenizer.eos_token}
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -435,7 +435,7 @@ def test_a_review_that_changes_nothing_adds_its_stage_and_nothing_else(tmp_path:
         assert files[name] == expected[name.replace("/review/", "/select/")]
 
 
-REVIEW_FILES = ("decided.parquet", "pending.parquet")
+REVIEW_FILES = ("decided.parquet", "pending.parquet", "summary.json")
 
 
 # --- other kinds of answers -------------------------------------------------------------------------------------------

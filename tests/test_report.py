@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from semievol import charts, evidence, page, summary, wording
+from semievol import charts, evidence, histograms, page, summary, wording
 from semievol.evaluation import Prediction
 from semievol.examples import Example
 from semievol.prompts import Message
@@ -377,11 +377,11 @@ def test_held_out_examples_are_those_that_flipped(tmp_path: Path) -> None:
 def test_the_selection_curve_is_the_mean_and_the_least_of_the_surest_rows() -> None:
     fine = [0] * 10
     fine[9], fine[4] = 5, 5  # half of the rows about 0.95 sure, half about 0.45
-    curve = {share: (mean, least) for share, mean, least in evidence.selection_curve(fine)}
+    curve = {share: (mean, least) for share, mean, least in histograms.selection_curve(fine)}
     assert curve[0.5] == (0.95, 0.95)
     assert curve[0.6] == (0.8667, 0.45)
     assert curve[1.0] == (0.7, 0.45)
-    assert evidence.selection_curve([0] * 10) == []
+    assert histograms.selection_curve([0] * 10) == []
 
 
 def test_watching_keeps_no_rows() -> None:
@@ -407,8 +407,8 @@ def test_watching_keeps_no_rows() -> None:
     ("measure", "confidence", "sure"),
     [("probability", 0.7, 0.7), ("vote_share", 1.0009, 1.0), ("token_probability", -math.log(4), 0.25)],
 )
-def test_confidence_becomes_a_share(measure: evidence.Measure, confidence: float, sure: float) -> None:
-    assert evidence.certainty(confidence, measure) == pytest.approx(sure)
+def test_confidence_becomes_a_share(measure: histograms.Measure, confidence: float, sure: float) -> None:
+    assert histograms.certainty(confidence, measure) == pytest.approx(sure)
 
 
 def test_precision_is_claimed_where_a_person_looked_only(changed: dict[str, Any]) -> None:

@@ -31,8 +31,8 @@ ROW = Example(
     "id-2", 7, (Message("system", "s"), Message("user", "ü\n😀"), Message("assistant", "a", 0), Message("user", "q"))
 )
 LETTERS = Example("x", 1, (Message("user", "q"),), "B", ("A", "B"))
-SCORED = Trial(0, 2**63 - 1, ("L1", "L2"), (0.5, 0.25), "A", "A", (-0.5,), (-0.5, -1.5))
-SAMPLED = Trial(1, 0, (), (), "", None, ())
+SCORED = Trial(0, 2**63 - 1, ("L1", "L2"), (0.5, 0.25), "A", "A", (-0.5,), ("A",), (-0.5, -1.5))
+SAMPLED = Trial(1, 0, (), (), "", None, (), ())
 
 
 @given(st.lists(st.sampled_from([ROW, LETTERS]), max_size=12), st.integers(1, 5))
@@ -58,7 +58,11 @@ def test_a_small_file_is_one_group(tmp_path: Path) -> None:
     [
         Answered(ROW, (), None),
         Answered(ROW, (SCORED, SAMPLED), None),
-        Answered(LETTERS, (SAMPLED,), Trial(JUSTIFICATION, 5, ("L1",), (1.0,), "why: B", "B", (-0.25, -0.5))),
+        Answered(
+            LETTERS,
+            (SAMPLED,),
+            Trial(JUSTIFICATION, 5, ("L1",), (1.0,), "why: B", "B", (-0.25, -0.5), ("why", "<end>")),
+        ),
     ],
     ids=["too long", "scored and sampled", "justified"],
 )

@@ -54,6 +54,10 @@ class Chat:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.tokenizer = tokenizer
+        self._special = {
+            place: token.content for place, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        self._texts: dict[int, str] = {}
         self.has_system = self._renders_system()
         self.end_of_turn = self._end_of_turn()
         self.stop_ids = frozenset(
@@ -121,6 +125,21 @@ class Chat:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids without special tokens and outer white space."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Text of each token as it stands within a reply, special tokens by name, parts of a character as U+FFFD."""
+        missing = {token for token in ids if token not in self._texts}
+        self._texts.update({token: self._text_of(token) for token in missing})
+        return tuple([self._texts[token] for token in ids])
+
+    def _text_of(self, token: int) -> str:
+        """A decoder may strip the space in front of its first token, so the text is what a second one adds."""
+        if token in self._special:
+            return self._special[token]
+        once, twice = (
+            str(self.tokenizer.decode([token] * times, clean_up_tokenization_spaces=False)) for times in (1, 2)
+        )
+        return twice.removeprefix(once) if twice.startswith(once) else once
 
     def save(self, folder: Path) -> None:
         """Save tokenizer and template beside an adapter."""

@@ -239,7 +239,7 @@ class HuggingFaceGenerator:
             positions = state.mask.sum(dim=1, keepdim=True) - 1
             state = self._step(state, chosen[:, None].to(self.device), positions)
         return [
-            Response(self.chat.decode(ids), tuple(logs), done)
+            Response(self.chat.decode(ids), tuple(logs), self.chat.token_texts(ids), done)
             for ids, logs, done in zip(tokens, logprobs, finished, strict=True)
         ]
 
