@@ -160,7 +160,7 @@ function Known({ role, set }) {
   const kind = role === "unlabeled" ? "unlabeled" : "labeled";
   const files = data?.data.filter((file) => file.status === "processed" && file.semievol.kind === kind) ?? [];
   if (!files.length) return null;
-  return html`<label class="small">or <select aria-label="${ROLES[role].name}: a file uploaded before" onChange=${(event) => set(files.find((file) => file.id === event.target.value))}>
+  return html`<label class="small known">or <select aria-label="${ROLES[role].name}: a file uploaded before" onChange=${(event) => set(files.find((file) => file.id === event.target.value))}>
     <option value="">one uploaded before</option>${files.map((file) => html`<option value=${file.id}>${file.filename}, ${count(file.semievol.rows, "row")}</option>`)}</select></label>`;
 }
 

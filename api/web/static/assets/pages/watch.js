@@ -15,7 +15,7 @@ export function WatchTab({ job, events, losses, changed }) {
   return html`
     ${job.error && html`<div class="error" role="alert"><p><strong>The job failed.</strong> ${job.error.message}</p><p class="small">Code <code>${job.error.code}</code>. What was done until then is kept for tracing; correct the cause and <a href="/new?from=${job.id}">start it anew</a>.</p></div>`}
     ${semievol.review.waiting && !isOver(job.status) && html`<div class="note"><p>The pseudo-labels wait for a person: <a href="/jobs/${job.id}/labels">review them</a>, then let the job go on.</p></div>`}
-    ${job.status === "succeeded" && html`<div class="note"><p>Done. <a href="/jobs/${job.id}/verdict">See the verdict and download the adapter</a>.</p></div>`}
+    ${job.status === "succeeded" && html`<div class="note good"><p>Done. <a href="/jobs/${job.id}/verdict">See the verdict and download the adapter</a>.</p></div>`}
     ${job.status === "paused" && html`<div class="note"><p>Paused. Resume goes on where it stopped; nothing is lost.</p></div>`}
     <div class="pair">
       <${Stages} job=${job} />
