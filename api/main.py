@@ -22,7 +22,7 @@ from api.errors import ApiError, BadRequest, NotFound, TooLarge, Unavailable, Un
 from api.logs import set_up_logs
 from api.metrics import Latency, QueueCollector
 from api.middleware import CheckedBody, HeadAsGet, RequestContext, answer
-from api.routes import api_keys, files, health, job_data, jobs, models, session, uploads, webhooks
+from api.routes import api_keys, files, health, house, job_data, jobs, models, session, uploads, webhooks
 from api.services.event_stream import Hub
 from api.web import pages
 from store.database import Database
@@ -109,7 +109,7 @@ def _add_routes(made: FastAPI) -> None:
     made.include_router(pages.router)
     made.include_router(session.router)
     # The key is looked at before anything else of a route, so that no transaction begins for strangers.
-    for module in (files, uploads, models, api_keys, jobs, job_data, webhooks):
+    for module in (files, uploads, models, api_keys, jobs, job_data, webhooks, house):
         made.include_router(module.router, dependencies=[Depends(caller)])
 
 

@@ -16,6 +16,7 @@ from api.services import events, jobs
 from api.services.event_stream import EventStream, Hub
 from api.services.job_view import job_view, read_jobs
 from api.services.validation import validate_order
+from store.states import JobStatus
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning jobs"])
 
@@ -70,10 +71,25 @@ def validate_fine_tuning_job(
 
 @router.get("", responses=errors(400), openapi_extra={"parameters": [_METADATA]})
 def list_fine_tuning_jobs(
-    request: Request, caller: CallerDep, session: SessionDep, after: After = None, limit: JobLimit = 20
+    request: Request,
+    caller: CallerDep,
+    session: SessionDep,
+    *,
+    after: After = None,
+    limit: JobLimit = 20,
+    status: Annotated[list[JobStatus] | None, Query(description="Jobs in this status, or in one of these.")] = None,
+    q: Annotated[str, Query(max_length=200, description="Part of id, suffix, model or a value of the metadata.")] = "",
 ) -> Page[JobView]:
     """The project's jobs, newest first."""
-    ids = jobs.list_jobs(session, caller.project_id, after=after, limit=limit + 1, metadata=_metadata_of(request))
+    ids = jobs.list_jobs(
+        session,
+        caller.project_id,
+        after=after,
+        limit=limit + 1,
+        metadata=_metadata_of(request),
+        statuses=status or (),
+        part=q,
+    )
     return page([job_view(facts) for facts in read_jobs(session, caller.project_id, ids)], limit)
 
 
