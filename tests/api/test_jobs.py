@@ -474,6 +474,11 @@ def test_a_running_job_shows_how_far_it_is(service: Service) -> None:
         ("base", "done", 1),
         ("warm-up", "running", 30),
     ]
+    assert [(stage["label"], stage["unit_of_count"]) for stage in told["stages"]] == [
+        ("Check the files", None),
+        ("Measure the base model", None),
+        ("Fine-tune on the labels (SFT)", "steps"),
+    ]
     assert told["stages"][0]["facts"] == {"rows": {"labeled": 9}, "overlaps": overlaps}
     rows.set_unit(service, job_id, "propagate", state="done")
     for number in range(12):
@@ -486,6 +491,7 @@ def test_a_running_job_shows_how_far_it_is(service: Service) -> None:
     seen.append(told["progress"])
     assert told["stages"][-1]["name"] == told["stage"] == "round-1/generate"
     assert (told["stages"][-1]["done"], told["stages"][-1]["total"], told["round"]) == (6, 12, 1)
+    assert (told["stages"][-1]["label"], told["stages"][-1]["unit_of_count"]) == ("Generate answers", "shards")
     for number in range(12):
         rows.set_unit(service, job_id, f"round-1/generate-{number:05d}", state="done")
     rows.set_unit(service, job_id, "round-1/review", "cpu", state="waiting")
