@@ -100,7 +100,7 @@ class Histograms:
     """Answered rows by certainty."""
 
     def see(self, outcome: str, side: str, sure: float, entropy: float) -> None:
-        """Count an answered row. `side`: its decision; `sure`: from 0 to 1; `entropy`: nats per token, or not finite."""
+        """Count an answered row. `side`: its decision; `sure`: 0 to 1; `entropy`: nats per token, or not finite."""
         self.fine[bin_of(sure, _FINE)] += 1
         self._sides(self.certainties, outcome, BINS)[side][bin_of(sure)] += 1
         if math.isfinite(entropy):

@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -27,6 +28,9 @@ from store.states import JobStatus, UnitKind, UnitState
 
 Json = JSON().with_variant(JSONB(), "postgresql")
 BigInt = BigInteger().with_variant(Integer(), "sqlite")
+
+
+_REVIEWED = text("reviewed_at IS NOT NULL")
 
 
 def _one_of(column: str, values: Any) -> str:
@@ -294,7 +298,11 @@ class PseudoLabel(Row):
         CheckConstraint("decision IN ('accept', 'reject')", name="decision"),
         Index("ix_pseudo_labels_job_id_decision", "job_id", "decision", "line"),
         Index("ix_pseudo_labels_job_id_answer", "job_id", "answer", "line"),
-        Index("ix_pseudo_labels_job_id_entropy", "job_id", "entropy", "line"),
+        # By decision first: it follows from the value, so the rows of one decision may lie far down in an order by value.
+        Index("ix_pseudo_labels_job_id_decision_entropy", "job_id", "decision", "entropy", "line"),
+        Index("ix_pseudo_labels_job_id_decision_confidence", "job_id", "decision", "confidence", "line"),
+        Index("ix_pseudo_labels_job_id_outcome", "job_id", "outcome", "line"),
+        Index("ix_pseudo_labels_job_id_reviewed", "job_id", "line", postgresql_where=_REVIEWED, sqlite_where=_REVIEWED),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)

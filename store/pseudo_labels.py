@@ -2,18 +2,21 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select, text
+from sqlalchemy import ColumnElement, Select, case, func, or_, select, text, tuple_
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from store.models import PseudoLabel
 
 CHUNK_ROWS = 1000
+Order = Literal["line", "entropy", "-entropy", "confidence", "-confidence"]
+"""What pages go by; with a minus the highest value comes first."""
 
 
 class LabelRow(NamedTuple):
@@ -49,6 +52,12 @@ class LabelFilter(NamedTuple):
     round: int | None = None
     consistent: bool | None = None
     q: str | None = None
+    outcome: str | None = None
+    reviewed: bool | None = None
+
+
+class UnknownLine(LookupError):
+    """A page is to begin after a row that the job does not have."""
 
 
 # --- the bulk load ----------------------------------------------------------------------------------------------------
@@ -113,37 +122,140 @@ def _insert(session: Session, records: Iterable[tuple[Any, ...]]) -> int:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def labels_after(session: Session, job_id: str, wanted: LabelFilter, after: int, limit: int) -> list[PseudoLabel]:
-    """The next rows that match, by line."""
-    query = _matching(job_id, wanted).where(PseudoLabel.line > after).order_by(PseudoLabel.line).limit(limit)
-    return list(session.scalars(query))
+def labels_after(
+    session: Session, job_id: str, wanted: LabelFilter, after: int, limit: int, order: Order = "line"
+) -> list[PseudoLabel]:
+    """The next rows that match. `after`: line of the last row before them, 0 at the beginning.
+
+    Equal values come by line, in the direction of the order; rows without a value come last, by line. A page costs the
+    same wherever it is and however many rows there are, with any of `decision` and `reviewed`; with `outcome` or
+    `answer` too in the order of lines. Other filters read until they have found enough. Raises UnknownLine if the order
+    is by value and there is no row `after`.
+    """
+    parts, found = _parts(wanted, order), list[PseudoLabel]()
+    for span in _spans(session, job_id, after, order):
+        left = limit - len(found)
+        if left:
+            queries = (_query(job_id, part, span).limit(left) for part in parts)
+            rows = [label for query in queries for label in session.scalars(query)]
+            found += sorted(rows, key=span.key, reverse=span.descending)[:left]
+    return found
 
 
-def _matching(job_id: str, wanted: LabelFilter) -> Select[PseudoLabel]:
-    asked = [_CONDITIONS[name](value) for name, value in wanted._asdict().items() if value is not None]
-    return select(PseudoLabel).where(PseudoLabel.job_id == job_id, *asked)
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A part of an order that an index has as it stands."""
+
+    conditions: list[ColumnElement[bool]]
+    columns: list[InstrumentedAttribute[Any]]
+    descending: bool = False
+
+    def key(self, label: PseudoLabel) -> tuple[Any, ...]:
+        return tuple(getattr(label, column.key) for column in self.columns if getattr(label, column.key) is not None)
 
 
-def _reviewed(
-    edited: InstrumentedAttribute[Any], decided: InstrumentedAttribute[Any], value: Any
-) -> ColumnElement[bool]:
-    """As a person left it. Not `coalesce`, of which PostgreSQL's planner does not know how many rows match."""
-    return or_(edited == value, and_(edited.is_(None), decided == value))
+def _spans(session: Session, job_id: str, after: int, order: Order) -> Iterator[_Span]:
+    line = PseudoLabel.line
+    if order == "line":
+        yield _Span([line > after], [line])
+        return
+    column, descending = _VALUES[order.removeprefix("-")], order.startswith("-")
+    value = None
+    if after:
+        row = session.execute(select(column).where(PseudoLabel.job_id == job_id, line == after)).one_or_none()
+        if row is None:
+            raise UnknownLine(after)
+        (value,) = row
+    if value is not None or not after:
+        here, last = tuple_(column, line), tuple_(value, after)
+        beyond = [] if value is None else [here < last if descending else here > last]
+        yield _Span([column.is_not(None), *beyond], [column, line], descending)
+    begin = after if value is None else 0
+    yield _Span([column.is_(None), line > begin], [column, line])
 
 
+def _query(job_id: str, part: list[ColumnElement[bool]], span: _Span) -> Select[PseudoLabel]:
+    ordered = [column.desc() if span.descending else column for column in span.columns]
+    return select(PseudoLabel).where(PseudoLabel.job_id == job_id, *part, *span.conditions).order_by(*ordered)
+
+
+def _parts(wanted: LabelFilter, order: Order) -> list[list[ColumnElement[bool]]]:
+    """Conditions that exclude one another and together are the filter, so that each of them has an index.
+
+    What a person changed is apart: those rows are few and have an index of their own, and in the others `decision` and
+    `answer` are the columns.
+    """
+    whole = wanted._replace(decision=None, answer=None, reviewed=None)
+    other = [_CONDITIONS[name](value) for name, value in whole._asdict().items() if value is not None]
+    by_decision = order != "line" or wanted.min_entropy is not None or wanted.max_entropy is not None
+    if not by_decision and wanted.decision is wanted.answer is wanted.reviewed is None:
+        return [other]
+    parts = []
+    if wanted.reviewed is not True:
+        sides = [wanted.decision] if wanted.decision or not by_decision else ["accept", "reject"]
+        plain = [PseudoLabel.reviewed_at.is_(None), *other]
+        if wanted.answer is not None:
+            plain.append(PseudoLabel.answer == wanted.answer)
+        parts += [plain if side is None else [PseudoLabel.decision == side, *plain] for side in sides]
+    if wanted.reviewed is not False:
+        changed = [PseudoLabel.reviewed_at.is_not(None), *other]
+        if wanted.decision is not None:
+            changed.append(func.coalesce(PseudoLabel.reviewed_decision, PseudoLabel.decision) == wanted.decision)
+        if wanted.answer is not None:
+            changed.append(func.coalesce(PseudoLabel.reviewed_answer, PseudoLabel.answer) == wanted.answer)
+        parts.append(changed)
+    return parts
+
+
+_VALUES = {"entropy": PseudoLabel.entropy, "confidence": PseudoLabel.confidence}
 _CONDITIONS: Mapping[str, Callable[[Any], ColumnElement[bool]]] = {
-    "decision": lambda value: _reviewed(PseudoLabel.reviewed_decision, PseudoLabel.decision, value),
     "reason": lambda value: PseudoLabel.reason == value,
-    "answer": lambda value: _reviewed(PseudoLabel.reviewed_answer, PseudoLabel.answer, value),
     "min_entropy": lambda value: PseudoLabel.entropy >= value,
     "max_entropy": lambda value: PseudoLabel.entropy <= value,
     "round": lambda value: PseudoLabel.round == value,
     "consistent": lambda value: PseudoLabel.outcome == "consistent" if value else PseudoLabel.outcome != "consistent",
     "q": lambda value: PseudoLabel.question.contains(value, autoescape=True),
+    "outcome": lambda value: PseudoLabel.outcome == value,
 }
 
 
 # --- what people changed ----------------------------------------------------------------------------------------------
+
+
+class Judged(NamedTuple):
+    """Rows that a person judged alike. `place`: their bin of confidence, None without one."""
+
+    decided: str
+    """What selection had decided."""
+    decision: str
+    """What the person did."""
+    same: bool
+    """Whether the answer is the one that the row had."""
+    place: int | None
+    rows: int
+
+
+def judged(session: Session, job_id: str, borders: Sequence[float]) -> list[Judged]:
+    """What people made of the rows, counted. `borders`: between the bins of confidence, from below."""
+    same = or_(PseudoLabel.reviewed_answer.is_(None), PseudoLabel.reviewed_answer == PseudoLabel.answer)
+    confidence = PseudoLabel.confidence
+    bins = [(confidence < border, place) for place, border in enumerate(borders)]
+    rows = (
+        select(
+            PseudoLabel.decision.label("decided"),
+            func.coalesce(PseudoLabel.reviewed_decision, "accept").label("decision"),
+            case((same, 1), else_=0).label("same"),
+            case((confidence.is_(None), -1), *bins, else_=len(borders)).label("place"),
+        )
+        .where(PseudoLabel.job_id == job_id, PseudoLabel.reviewed_at.is_not(None))
+        .subquery()
+        .c
+    )
+    found = session.execute(select(*rows, func.count()).group_by(*rows))
+    return [
+        Judged(decided, decision, bool(same), place if place >= 0 else None, count)
+        for decided, decision, same, place, count in found
+    ]
 
 
 def write_edits(session: Session, job_id: str, path: Path) -> int:
