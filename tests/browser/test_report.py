@@ -40,7 +40,7 @@ Seen = dict[str, dict[str, Any]]
 @pytest.fixture(scope="module")
 def seen(tab: Page, pages: dict[str, Path]) -> Seen:
     """What each check says of each page, width and theme."""
-    told = {}
+    told: Seen = {}
     for name, path in pages.items():
         tab.goto(path.as_uri())
         told |= {f"{name} {how}": found for how, found in look(tab).items()}
