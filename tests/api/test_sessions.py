@@ -12,11 +12,12 @@ from starlette.testclient import TestClient
 
 from api.browser import COOKIE
 from api.routes.session import WRONG_KEYS_PER_MINUTE
-from store import sessions
+from store import sessions, webhooks
 from store.models import ApiKey, SignIn
 from tests.api.service import PROJECT, Server, Service
 from tests.api.test_files import error_of
 from tests.api.test_keys import bearer
+from worker.sweep import Sweep
 
 HOST = "pages.test"
 OWN = {"Origin": f"http://{HOST}", "Sec-Fetch-Site": "same-origin"}
@@ -278,6 +279,7 @@ def test_sessions_of_the_past_are_swept(service: Service, browser: TestClient) -
         with service.database.write() as session:
             old = sessions.digest(browser.cookies[COOKIE])
             session.execute(update(SignIn).where(SignIn.secret_sha256 == old).values(expires_at=1.0))
-        with service.database.write() as session:
-            sessions.forget_expired(session)
+        with webhooks.open_client() as client:
+            sweeping = Sweep(service.settings, service.database, service.parts.objects, lambda kinds: None, client)
+            sweeping.collect_garbage()
         assert [row.secret_sha256 for row in rows(service)] == [sessions.digest(other.cookies[COOKIE])]
