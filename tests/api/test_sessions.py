@@ -272,6 +272,15 @@ def test_behind_a_real_server_a_program_signs_in_and_asks(server: Server) -> Non
         assert program.get("/v1/session").status_code == 401
 
 
+def test_a_proxy_on_this_machine_is_believed_that_the_browser_came_by_https(server: Server) -> None:
+    import httpx
+
+    body = {"api_key": server.service.user_key}
+    for proto in ("http", "https"):
+        answer = httpx.post(f"{server.url}/v1/session", json=body, headers={"X-Forwarded-Proto": proto})
+        assert ("Secure" in answer.headers["set-cookie"]) == (proto == "https")
+
+
 def test_sessions_of_the_past_are_swept(service: Service, browser: TestClient) -> None:
     sign_in(browser, service.user_key)
     with browsing(service) as other:
