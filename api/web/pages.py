@@ -46,8 +46,15 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
-_TEXT = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".json": "application/json"}
-_PACKED = _TEXT | {".svg": "image/svg+xml", ".txt": "text/plain"}
+_PACKED = {
+    ".css": "text/css",
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".mjs": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain",
+}
 _MEDIA_TYPES = _PACKED | {".ico": "image/x-icon", ".png": "image/png", ".woff2": "font/woff2"}
 _TAKES_GZIP = re.compile(r"(?:^|[,\s])(?:gzip|\*)\s*(?:$|,|;\s*q=(?!0(?:\.0*)?\s*(?:,|$)))", re.IGNORECASE)
 
