@@ -7,6 +7,8 @@ from typing import Annotated, Protocol
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
+from api.services.label_summary import Summaries
+from api.services.trials import Trials
 from store.database import Database
 from store.objects import ObjectStore
 from store.settings import Settings
@@ -28,6 +30,8 @@ class Services:
     database: Database
     objects: ObjectStore
     bell: Bell
+    summaries: Summaries
+    trials: Trials
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from api.metrics import Latency, QueueCollector
 from api.middleware import CheckedBody, HeadAsGet, RequestContext, answer
 from api.routes import api_keys, files, health, house, job_data, jobs, models, session, uploads, webhooks
 from api.services.event_stream import Hub
+from api.services.label_summary import Summaries
+from api.services.trials import Trials
 from api.web import pages
 from store.database import Database
 from store.objects import ObjectMissing, open_objects
@@ -95,11 +97,14 @@ def create_app(settings: Settings, *, bell: Bell | None = None) -> FastAPI:
 
 def _services(settings: Settings, bell: Bell | None) -> Services:
     settings.data.mkdir(parents=True, exist_ok=True)
+    objects = open_objects(settings)
     return Services(
         settings=settings,
         database=Database(settings.database_url),
-        objects=open_objects(settings),
+        objects=objects,
         bell=bell or build_bell(settings),
+        summaries=Summaries(objects),
+        trials=Trials(objects),
     )
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.service [PART ...]
 
 Parts: `upload` (memory and speed of a large upload), `job` (requests per second for a job), `pages` (of pseudo-labels
-out of 10 million rows), `load` (storing a million pseudo-labels). Needs curl, the packages of `.[dev]` and about 15 GB
+out of 10 million rows), `load` (storing a million pseudo-labels), `dashboard` (a job with a million of them: pages,
+details, summaries, and all that opening it asks for; SQLite too). Needs curl, the packages of `.[dev]` and about 15 GB
 in /tmp. Exit code 1 if a bar is missed.
 """
 
@@ -11,13 +12,14 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from benchmarks import service_job, service_labels, service_upload
+from benchmarks import service_dashboard, service_job, service_labels, service_upload
 
 PARTS: dict[str, Callable[[], bool]] = {
     "upload": service_upload.main,
     "job": service_job.main,
     "pages": service_labels.main_pages,
     "load": service_labels.main_load,
+    "dashboard": service_dashboard.main,
 }
 
 

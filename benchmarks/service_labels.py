@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from benchmarks.service_rig import PROJECT, ROUNDS, alternate, folder_bytes_free, seconds_of, verdict
 from store.database import Database
 from store.models import Job, Project, PseudoLabel
-from store.pseudo_labels import COLUMNS, LabelFilter, LabelRow, labels_after, load
+from store.pseudo_labels import COLUMNS, LabelFilter, LabelRow, Order, labels_after, load
 from tests.servers import postgres
 
 MOST_PAGE, MOST_LOAD = 3.0, 1.5
@@ -73,13 +73,13 @@ def fill(database: Database, rows: int) -> None:
         connection.execute(text("CHECKPOINT"))
 
 
-def page_seconds(database: Database, wanted: LabelFilter, after: int) -> float:
+def page_seconds(database: Database, wanted: LabelFilter, after: int, order: Order = "line") -> float:
     """The median of ten pages, of which no two are the same."""
     found = []
     for place in range(10):
         started = time.perf_counter()
         with database.read() as session:
-            rows = labels_after(session, JOB, wanted, after + place, PAGE + 1)
+            rows = labels_after(session, JOB, wanted, after + place, PAGE + 1, order)
         found.append(time.perf_counter() - started)
         if len(rows) <= PAGE:
             raise RuntimeError(f"only {len(rows)} rows match")
@@ -92,21 +92,23 @@ def pages(server: str, large_rows: int, rounds: int) -> bool:
     databases = {name: new_database(server, name) for name in sizes}
     for name, database in databases.items():
         print(f"{sizes[name]:,} rows in {seconds_of(lambda: fill(database, sizes[name])):.0f} s", flush=True)  # noqa: B023
-    kinds: Mapping[str, tuple[LabelFilter, float]] = {
+    kinds: Mapping[str, tuple[LabelFilter, float] | tuple[LabelFilter, float, Order]] = {
         "first page": (LabelFilter(), 0.0),
         "page in the middle": (LabelFilter(), 0.5),
         "decision=reject": (LabelFilter(decision="reject"), 0.0),
         "decision=reject, in the middle": (LabelFilter(decision="reject"), 0.5),
         "min_entropy of a third of the rows": (LabelFilter(min_entropy=1.33), 0.0),
         "min_entropy of 1 in 50 rows": (LabelFilter(min_entropy=1.96), 0.0),
+        "order=-entropy, in the middle": (LabelFilter(), 0.5, "-entropy"),
+        "decision=reject, order=entropy, in the middle": (LabelFilter(decision="reject"), 0.5, "entropy"),
     }
 
-    def peer(name: str, wanted: LabelFilter, part: float) -> Callable[[], float]:
-        return lambda: page_seconds(databases[name], wanted, int(part * sizes[name]))
+    def peer(name: str, wanted: LabelFilter, part: float, order: Order = "line") -> Callable[[], float]:
+        return lambda: page_seconds(databases[name], wanted, int(part * sizes[name]), order)
 
     met = True
-    for kind, (wanted, part) in kinds.items():
-        medians = alternate({name: peer(name, wanted, part) for name in sizes}, rounds)
+    for kind, asked in kinds.items():
+        medians = alternate({name: peer(name, *asked) for name in sizes}, rounds)
         shown = f"{kind}: {1000 * medians['large']:.2f} ms / {1000 * medians['small']:.2f} ms"
         met = verdict(shown, medians["large"] / medians["small"], "", most=MOST_PAGE) and met
     for database in databases.values():

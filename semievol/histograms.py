@@ -215,11 +215,16 @@ class Decided:
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Self:
         """What was told. The counts alone (facts of versions that made no histograms) are enough."""
-        names = ("decisions", "reasons", "outcomes", "answers")
         seen = Histograms(certainties=dict(told.get("certainty", {})), entropies=dict(told.get("entropy", {})))
         for place, rows in told.get("fine", ()):
             seen.fine[place] = rows
-        return cls(*(Counter(told[name]) for name in names), seen)
+        return cls(
+            Counter(told["decisions"]),
+            Counter(told["reasons"]),
+            Counter(told["outcomes"]),
+            Counter(told["answers"]),
+            seen,
+        )
 
 
 @dataclass

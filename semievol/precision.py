@@ -38,8 +38,9 @@ def estimate(strata: Sequence[Stratum], added: int = 0) -> Estimate | None:
     itself and counts by its rows (post-stratification):
 
     - A bin's share of right answers p has a Beta prior around the bin's middle m that is worth 2 rows: with nothing
-      known the model is believed, and it takes few rows to think otherwise. Every row looked at counts, `kept` as right,
-      `corrected` and `thrown_out` as wrong: p ~ Beta(a, b), a = 2m + kept, b = 2(1 - m) + corrected + thrown_out.
+      known the model is believed, and it takes few rows to think otherwise. Every row looked at counts, `kept` as
+      right, `corrected` and `thrown_out` as wrong: p ~ Beta(a, b), a = 2m + kept, b = 2(1 - m) + corrected +
+      thrown_out.
     - What is not known is only how many of the u rows nobody looked at are right: beta-binomial, with the mean
       u a/(a+b) and the variance u ab(a+b+u) / ((a+b)^2 (a+b+1)).
     - The rest is known: rows kept, corrected and added are right now, rows thrown out are not trained on. So when all

@@ -287,6 +287,7 @@ def generate_shard(
             agreement.see(*provisional(one.trials, data.answers))
         return {
             "rows": len(rows),
+            "lines": [rows[0].line, rows[-1].line],  # where to look for a row without opening files
             "replies": len(trials),
             "justified": sum(one.justification is not None for one in answered),
             "tokens": sum(len(trial.logprobs) for trial in trials),

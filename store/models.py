@@ -298,7 +298,7 @@ class PseudoLabel(Row):
         CheckConstraint("decision IN ('accept', 'reject')", name="decision"),
         Index("ix_pseudo_labels_job_id_decision", "job_id", "decision", "line"),
         Index("ix_pseudo_labels_job_id_answer", "job_id", "answer", "line"),
-        # By decision first: it follows from the value, so the rows of one decision may lie far down in an order by value.
+        # By decision first: it follows from the value, so rows of one decision may lie far down in an order by value.
         Index("ix_pseudo_labels_job_id_decision_entropy", "job_id", "decision", "entropy", "line"),
         Index("ix_pseudo_labels_job_id_decision_confidence", "job_id", "decision", "confidence", "line"),
         Index("ix_pseudo_labels_job_id_outcome", "job_id", "outcome", "line"),

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import io
 import os
 import secrets
 import shutil
@@ -217,6 +218,41 @@ def open_objects(settings: "Settings") -> ObjectStore:
     bucket, _, prefix = settings.objects.removeprefix("s3://").partition("/")
     client = boto3.client("s3", endpoint_url=settings.s3_endpoint)
     return S3Objects(client, bucket, f"{prefix.rstrip('/')}/" if prefix else "")
+
+
+class _ObjectBytes(io.RawIOBase):
+    """An object as a file that can be read anywhere; each read asks the store for that range."""
+
+    def __init__(self, objects: ObjectStore, sha256: str, size: int) -> None:
+        self._objects, self._sha256, self._size, self._place = objects, sha256, size, 0
+
+    def readable(self) -> bool:
+        """See `io.RawIOBase`."""
+        return True
+
+    def seekable(self) -> bool:
+        """See `io.RawIOBase`."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """See `io.RawIOBase`."""
+        self._place = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence] + offset
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """See `io.RawIOBase`. Raises ObjectMissing."""
+        wanted = max(0, min(len(buffer), self._size - self._place))
+        filled = 0
+        for chunk in self._objects.read(self._sha256, self._place, wanted) if wanted else ():
+            buffer[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+        self._place += filled
+        return filled
+
+
+def open_object(objects: ObjectStore, sha256: str, size: int) -> BinaryIO:
+    """An object of that size to read from anywhere, a chunk at a time. Close it. Reads raise ObjectMissing."""
+    return io.BufferedReader(_ObjectBytes(objects, sha256, size), CHUNK_BYTES)
 
 
 def _missing(error: Any, sha256: str) -> Exception:

@@ -188,7 +188,7 @@ def _parts(wanted: LabelFilter, order: Order) -> list[list[ColumnElement[bool]]]
     whole = wanted._replace(decision=None, answer=None, reviewed=None)
     other = [_CONDITIONS[name](value) for name, value in whole._asdict().items() if value is not None]
     by_decision = order != "line" or wanted.min_entropy is not None or wanted.max_entropy is not None
-    if not by_decision and wanted.decision is wanted.answer is wanted.reviewed is None:
+    if not by_decision and (wanted.decision, wanted.answer, wanted.reviewed) == (None, None, None):
         return [other]
     parts = []
     if wanted.reviewed is not True:
@@ -251,7 +251,7 @@ def judged(session: Session, job_id: str, borders: Sequence[float]) -> list[Judg
         .subquery()
         .c
     )
-    found = session.execute(select(*rows, func.count()).group_by(*rows))
+    found: Iterable[Any] = session.execute(select(*rows, func.count()).group_by(*rows))
     return [
         Judged(decided, decision, bool(same), place if place >= 0 else None, count)
         for decided, decision, same, place, count in found

@@ -9,13 +9,16 @@ from fastapi.responses import Response, StreamingResponse
 from api.auth import CallerDep
 from api.deps import ServicesDep, SessionDep
 from api.schemas.common import Page, errors, page
-from api.schemas.jobs import JobView, LabelEdit, LabelView
+from api.schemas.jobs import JobView, LabelEdit
+from api.schemas.labels import LabelDetail, LabelSummary, LabelView
 from api.services import pseudo_labels
 from api.services.content import object_response
 from api.services.job_view import job_view, read_jobs
 from api.services.jobs import find_job
+from api.services.label_detail import label_detail
+from api.services.label_summary import label_summary
 from api.services.results import published_file
-from store.pseudo_labels import LabelFilter
+from store.pseudo_labels import LabelFilter, Order
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["results of jobs"])
 
@@ -37,8 +40,12 @@ def _filter(
     round_number: Annotated[int | None, Query(alias="round", ge=1, le=1000)] = None,
     consistent: Annotated[bool | None, Query(description="Whether all collaborators gave this answer.")] = None,
     q: Annotated[str | None, Query(max_length=200, description="Part of the question.")] = None,
+    outcome: Annotated[str | None, Query(max_length=100, description="How collaborators came to an answer.")] = None,
+    reviewed: Annotated[bool | None, Query(description="Whether a person has decided the row.")] = None,
 ) -> LabelFilter:
-    return LabelFilter(decision, reason, answer, min_entropy, max_entropy, round_number, consistent, q)
+    return LabelFilter(
+        decision, reason, answer, min_entropy, max_entropy, round_number, consistent, q, outcome, reviewed
+    )
 
 
 @router.get(
@@ -61,23 +68,47 @@ def list_pseudo_labels(
     session: SessionDep,
     parts: ServicesDep,
     wanted: Annotated[LabelFilter, Depends(_filter)],
-    after: Annotated[int, Query(ge=0, le=_LINES, description="Line of the last row of the page before.")] = 0,
+    order: Annotated[
+        Order, Query(description="With a minus the highest first. Rows without a value come last, equal ones by line.")
+    ] = "line",
+    after: Annotated[
+        int, Query(ge=0, le=_LINES, description="Line of the last row of the page before, whatever the order.")
+    ] = 0,
     limit: Annotated[int, Query(ge=1, le=1000, description="Most rows of the page.")] = 100,
     form: Annotated[
         Literal["json", "ndjson", "parquet"] | None,
         Query(alias="format", description="`parquet` is the published file, all rows whatever the filters."),
     ] = None,
 ) -> Any:
-    """Decided rows by line. `decision` and `answer` are as a person left them."""
+    """Decided rows. `decision` and `answer` are as a person left them."""
     job = find_job(session, caller.project_id, job_id)
     if form == "parquet":
         sha256, size = published_file(session, job, "publish", "pseudo_labels.parquet")
         name = f"{job.id}-pseudo_labels.parquet"
         return object_response(request, parts.objects, sha256, size, name, PARQUET, parts.settings)
     if form == "ndjson" or (form is None and _prefers(request, NDJSON)):
-        lines = pseudo_labels.label_lines(parts.database, job.id, wanted)
+        lines = pseudo_labels.label_lines(parts.database, job.id, wanted, order)
         return StreamingResponse(lines, media_type=NDJSON, headers={"Cache-Control": "no-store"})
-    return page(pseudo_labels.list_labels(session, job.id, wanted, after=after, limit=limit + 1), limit)
+    found = pseudo_labels.list_labels(session, job.id, wanted, after=after, limit=limit + 1, order=order)
+    return page(found, limit)
+
+
+@router.get("/pseudo_labels/summary", responses=errors(404))
+def summarize_pseudo_labels(job_id: str, caller: CallerDep, session: SessionDep, parts: ServicesDep) -> LabelSummary:
+    """All pseudo-labels in a fixed size: counts, histograms and what people made of them."""
+    return label_summary(session, parts.summaries, find_job(session, caller.project_id, job_id))
+
+
+@router.get("/pseudo_labels/{row}", responses=errors(404))
+def read_pseudo_label(
+    job_id: str,
+    row: Annotated[int, Path(ge=1, le=_LINES, description="Line of the unlabeled file.")],
+    caller: CallerDep,
+    session: SessionDep,
+    parts: ServicesDep,
+) -> LabelDetail:
+    """A row with its chat, and each collaborator's reply, log-probabilities and worked examples."""
+    return label_detail(session, parts.trials, find_job(session, caller.project_id, job_id), row)
 
 
 @router.patch("/pseudo_labels/{row}", responses=errors(400, 404, 409))

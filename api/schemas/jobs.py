@@ -224,37 +224,6 @@ class CheckpointView(BaseModel):
     step_number: int
 
 
-class LabelReview(BaseModel):
-    """What a person made of a row."""
-
-    decision: str | None
-    answer: str | None
-    by: str
-    at: int
-
-
-class LabelView(BaseModel):
-    """A pseudo-label. `decision` and `answer` are as a person left them."""
-
-    id: str
-    object: Literal["fine_tuning.job.pseudo_label"] = "fine_tuning.job.pseudo_label"
-    line: int
-    row_id: str
-    round: int
-    question: str
-    answer: str | None
-    reply: str | None
-    decision: str
-    reason: str
-    outcome: str
-    confidence: float | None
-    probability: float | None
-    vote_share: float | None
-    entropy: float | None
-    answer_entropy: float | None
-    review: LabelReview | None
-
-
 class FileProblem(BaseModel):
     """What keeps a job from starting."""
 

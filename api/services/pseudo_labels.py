@@ -10,14 +10,15 @@ from sqlalchemy.orm import Session
 
 from api.deps import Services
 from api.errors import BadRequest, Conflict, NotFound
-from api.schemas.jobs import LabelEdit, LabelReview, LabelView
+from api.schemas.jobs import LabelEdit
+from api.schemas.labels import LabelReview, LabelView
 from api.services.job_view import REVIEW
 from api.services.jobs import find_job
 from store.database import Database, now
 from store.jobs import add_event
 from store.models import Job, PseudoLabel, Unit
 from store.objects import ObjectStore
-from store.pseudo_labels import CHUNK_ROWS, LabelFilter, labels_after, write_edits
+from store.pseudo_labels import CHUNK_ROWS, LabelFilter, Order, UnknownLine, labels_after, write_edits
 
 
 def label_view(label: PseudoLabel) -> LabelView:
@@ -50,20 +51,34 @@ def label_view(label: PseudoLabel) -> LabelView:
     )
 
 
-def list_labels(session: Session, job_id: str, wanted: LabelFilter, *, after: int, limit: int) -> list[LabelView]:
-    """The next rows by line."""
-    return [label_view(label) for label in labels_after(session, job_id, wanted, after, limit)]
+def list_labels(
+    session: Session, job_id: str, wanted: LabelFilter, *, after: int, limit: int, order: Order = "line"
+) -> list[LabelView]:
+    """The next rows in that order. Raises BadRequest if an order by value is to go on after a row that is not there."""
+    try:
+        return [label_view(label) for label in labels_after(session, job_id, wanted, after, limit, order)]
+    except UnknownLine:
+        message = f"after: the job has no pseudo-label of line {after}; use last_id, or leave it out to begin"
+        raise BadRequest(message, code="invalid_after", param="after") from None
 
 
-def label_lines(database: Database, job_id: str, wanted: LabelFilter) -> Iterator[bytes]:
+def label_lines(database: Database, job_id: str, wanted: LabelFilter, order: Order = "line") -> Iterator[bytes]:
     """All rows as JSON lines. Each chunk is a transaction of its own, so a slow reader holds none open."""
     after: int | None = 0
     while after is not None:
         with database.read() as session:
-            views = list_labels(session, job_id, wanted, after=after, limit=CHUNK_ROWS)
+            views = list_labels(session, job_id, wanted, after=after, limit=CHUNK_ROWS, order=order)
         if views:
             yield "".join(view.model_dump_json() + "\n" for view in views).encode()
         after = views[-1].line if len(views) == CHUNK_ROWS else None
+
+
+def find_label(session: Session, job: Job, line: int) -> PseudoLabel:
+    """The job's row of that line. Raises NotFound."""
+    label = session.get(PseudoLabel, (job.id, line))
+    if label is None:
+        raise NotFound(f"the job has no pseudo-label of line {line}", code="pseudo_label_not_found", param="row")
+    return label
 
 
 # --- review -----------------------------------------------------------------------------------------------------------
@@ -72,9 +87,7 @@ def label_lines(database: Database, job_id: str, wanted: LabelFilter) -> Iterato
 def edit_label(session: Session, project_id: str, key_id: str, job_id: str, line: int, edit: LabelEdit) -> LabelView:
     """Keep what a person decided. Raises NotFound, BadRequest, and Conflict unless the job waits for review."""
     job = find_job(session, project_id, job_id)
-    label = session.get(PseudoLabel, (job.id, line))
-    if label is None:
-        raise NotFound(f"the job has no pseudo-label of line {line}", code="pseudo_label_not_found", param="row")
+    label = find_label(session, job, line)
     if edit.decision is None and edit.answer is None:
         raise BadRequest("give a decision, an answer or both", code="missing_required_parameter", param="decision")
     # Shared lock: edits do not wait for one another, and the review cannot be completed until this one is committed.

@@ -1,10 +1,10 @@
 """What is looked for in a page as Chromium lays it out. Each check is JavaScript that gives what it found."""
 
-from typing import Any
+from typing import Any, Literal
 
 from playwright.sync_api import Page
 
-THEMES = ("light", "dark")
+THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 WIDTHS = (390, 1280)
 HEIGHT = 900
 

@@ -230,7 +230,7 @@ def test_orders_by_value_need_the_row_before(database: Database) -> None:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("wanted", [LabelFilter(), LabelFilter(decision="reject"), LabelFilter(reviewed=False)])
 def test_no_row_is_sorted_for_a_page(tmp_path: Path, wanted: LabelFilter, order: Order) -> None:
-    """SQLite tells how it would read: from an index in the order asked for, but for the few rows that people changed."""
+    """SQLite tells how it would read: from an index in that order, but for the few rows that people changed."""
     with closing(Database(f"sqlite:///{tmp_path / 'plans.db'}")) as database:
         database.migrate()
         with database.write() as session:
