@@ -3,21 +3,22 @@
     python -m benchmarks.service [PART ...]
 
 Parts: `upload` (memory and speed of a large upload), `job` (requests per second for a job), `pages` (of pseudo-labels
-out of 10 million rows), `load` (storing a million pseudo-labels). Needs curl, the packages of `.[dev]` and about 15 GB
-in /tmp. Exit code 1 if a bar is missed.
+out of 10 million rows), `load` (storing a million pseudo-labels), `watchers` (200 open event streams of a job that a
+worker does). Needs curl, the packages of `.[dev]` and about 15 GB in /tmp. Exit code 1 if a bar is missed.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
 
-from benchmarks import service_job, service_labels, service_upload
+from benchmarks import service_job, service_labels, service_upload, service_watchers
 
 PARTS: dict[str, Callable[[], bool]] = {
     "upload": service_upload.main,
     "job": service_job.main,
     "pages": service_labels.main_pages,
     "load": service_labels.main_load,
+    "watchers": service_watchers.main,
 }
 
 
