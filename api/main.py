@@ -22,7 +22,8 @@ from api.errors import ApiError, BadRequest, NotFound, TooLarge, Unavailable, Un
 from api.logs import set_up_logs
 from api.metrics import Latency, QueueCollector
 from api.middleware import CheckedBody, HeadAsGet, RequestContext, answer
-from api.routes import api_keys, files, health, job_data, jobs, models, session, uploads, webhooks
+from api.routes import api_keys, files, health, house, job_data, jobs, models, session, uploads, webhooks
+from api.services.event_stream import Hub
 from api.services.label_summary import Summaries
 from api.services.trials import Trials
 from api.web import pages
@@ -66,6 +67,7 @@ def create_app(settings: Settings, *, bell: Bell | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(made: FastAPI) -> AsyncIterator[None]:
         yield
+        made.state.hub.close()
         await asyncio.to_thread(parts.database.close)
 
     made = FastAPI(
@@ -83,6 +85,7 @@ def create_app(settings: Settings, *, bell: Bell | None = None) -> FastAPI:
     made.state.known_keys = KnownKeys()
     made.state.sign_ins = RateLimiter(session.WRONG_KEYS_PER_MINUTE)
     made.state.site = pages.load_site()
+    made.state.hub = Hub(parts.database)
     made.state.registry = latency.registry
     _add_routes(made)
     _add_errors(made, settings)
@@ -111,7 +114,7 @@ def _add_routes(made: FastAPI) -> None:
     made.include_router(pages.router)
     made.include_router(session.router)
     # The key is looked at before anything else of a route, so that no transaction begins for strangers.
-    for module in (files, uploads, models, api_keys, jobs, job_data, webhooks):
+    for module in (files, uploads, models, api_keys, jobs, job_data, webhooks, house):
         made.include_router(module.router, dependencies=[Depends(caller)])
 
 

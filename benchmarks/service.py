@@ -4,15 +4,15 @@
 
 Parts: `upload` (memory and speed of a large upload), `job` (requests per second for a job), `pages` (of pseudo-labels
 out of 10 million rows), `load` (storing a million pseudo-labels), `dashboard` (a job with a million of them: pages,
-details, summaries, and all that opening it asks for; SQLite too). Needs curl, the packages of `.[dev]` and about 15 GB
-in /tmp. Exit code 1 if a bar is missed.
+details, summaries, and all that opening it asks for; SQLite too), `watchers` (200 open event streams of a job that a
+worker does). Needs curl, the packages of `.[dev]` and about 15 GB in /tmp. Exit code 1 if a bar is missed.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
 
-from benchmarks import service_dashboard, service_job, service_labels, service_upload
+from benchmarks import service_dashboard, service_job, service_labels, service_upload, service_watchers
 
 PARTS: dict[str, Callable[[], bool]] = {
     "upload": service_upload.main,
@@ -20,6 +20,7 @@ PARTS: dict[str, Callable[[], bool]] = {
     "pages": service_labels.main_pages,
     "load": service_labels.main_load,
     "dashboard": service_dashboard.main,
+    "watchers": service_watchers.main,
 }
 
 

@@ -351,12 +351,10 @@ def api_process(fd: Annotated[int, typer.Option(help="The listening socket.")]) 
     """The API alone, on a socket that is there already: a child of `serve`."""
     import socket
 
-    import uvicorn
-
     from api.main import app as build_api
+    from api.serving import Server
 
-    config = uvicorn.Config(build_api(), log_config=None, access_log=False, timeout_graceful_shutdown=3)
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=fd)])
+    Server(build_api()).run(sockets=[socket.socket(fileno=fd)])
 
 
 @app.command()

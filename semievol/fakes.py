@@ -158,8 +158,14 @@ class FakeTrainer:
         content = {"seed": seed, "settings": settings.model_dump(mode="json"), "memory": memory}
         (output / _MEMORY).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         progress(len(rows), len(rows))
+        progress(len(rows), len(rows), 0.5)
         return TrainingLog(
-            steps=len(rows), rows=len(rows), tokens=len(rows), truncated_rows=0, micro_batch_size=1, losses=[(1, 0.5)]
+            steps=len(rows),
+            rows=len(rows),
+            tokens=len(rows),
+            truncated_rows=0,
+            micro_batch_size=1,
+            losses=[(len(rows), 0.5)],
         )
 
 
@@ -271,14 +277,18 @@ class FakeObserver:
     finished: list[str] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)
     progress: list[tuple[str, int, int]] = field(default_factory=list)
+    losses: list[tuple[str, int, float]] = field(default_factory=list)
 
     def stage_started(self, stage: str) -> None:
         """See `ports.Observer`."""
         self.started.append(stage)
 
-    def stage_progress(self, stage: str, done: int, total: int) -> None:
+    def stage_progress(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
         """See `ports.Observer`."""
-        self.progress.append((stage, done, total))
+        if loss is None:
+            self.progress.append((stage, done, total))
+        else:
+            self.losses.append((stage, done, loss))
 
     def stage_finished(self, stage: str, facts: dict[str, Any], *, resumed: bool) -> None:
         """See `ports.Observer`."""

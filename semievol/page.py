@@ -28,7 +28,6 @@ class Setting:
 
 def render_html(report: Report) -> str:
     """The page of a report."""
-    base = report["provenance"]["inputs"]["model"]
     evolves = wording.evolves(report)
     return (
         _environment()
@@ -43,8 +42,7 @@ def render_html(report: Report) -> str:
             settings=differing_settings(report),
             all_settings=Recipe.model_validate(report["recipe"]).flat(),
             provenance=provenance(report),
-            load="\n".join(wording.load_lines(base, "adapter")),
-            serve=" \\\n  ".join(wording.serve_command(report, base, "adapter")),
+            **wording.commands(report),
         )
     )
 

@@ -1,6 +1,6 @@
 """The seams to the outside world: who generates, who trains, who embeds. In-memory doubles are in `fakes.py`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +13,17 @@ from semievol.prompts import Prompt
 from semievol.recipe import TrainingSettings
 
 Floats = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
-"""Called with (done, total) as work goes on; must be cheap."""
 
 
-def no_progress(done: int, total: int) -> None:
+class Progress(Protocol):
+    """Told how work goes on; must be cheap."""
+
+    def __call__(self, done: int, total: int, loss: float | None = None, /) -> None:
+        """`done` of `total` rows or steps are finished. `loss`: of a training's step `done`, where one was logged."""
+        ...
+
+
+def no_progress(done: int, total: int, loss: float | None = None, /) -> None:
     """Tell nobody."""
 
 
@@ -103,6 +109,7 @@ class Trainer(Protocol):
         """Write the adapter (PEFT layout, tokenizer and chat template beside it) into the folder `output`.
 
         `start_from` is an adapter to train further: the same adapter goes on, none is stacked on it.
+        `progress` hears of every step, and once more with the loss (nats per token) where the log has one.
         Raises LossDiverged if the loss stops being finite.
         """
         ...
@@ -175,8 +182,8 @@ class Observer(Protocol):
         """A stage begins; `stage` is its path in the output folder, such as round-1/generate-00003."""
         ...
 
-    def stage_progress(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` rows or steps of the stage are finished."""
+    def stage_progress(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
+        """`done` of `total` rows or steps of the stage are finished. `loss`: of a training's step, where logged."""
         ...
 
     def stage_finished(self, stage: str, facts: dict[str, Any], *, resumed: bool) -> None:

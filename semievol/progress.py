@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semievol.ports import Observer
-from semievol.wording import MODELS, count, duration, percent, shard_of, stage_label
+from semievol.wording import MODELS, count, counted, duration, loss_words, percent, shard_of, stage_label
 
 RATE_WINDOW_SECONDS = 30.0
 BURST_SECONDS = 1.0
@@ -40,6 +40,8 @@ class View:
     def __init__(self, label: str, unit: str, total: int, shards: int, now: float) -> None:
         self.label, self.unit, self.total, self.shards = label, unit, total, shards
         self.done = 0
+        self.loss: float | None = None
+        """Of a training, the newest that was logged."""
         self.shard = 1
         self.resumed_rows = 0
         self.started = now
@@ -74,7 +76,7 @@ class View:
         return f"{self.label}, shard {self.shard} of {self.shards}" if self.shards > 1 else self.label
 
     def figures(self) -> str:
-        """Rows, rate and time left: `812/1,600 rows, 95 rows/s, 0:08 left`."""
+        """Rows, rate and time left, and of a training its loss: `8/40 steps, 3.1 steps/s, 0:10 left, loss 0.512`."""
         if not self.total:
             return ""
         parts = [f"{self.done:,}/{self.total:,} {self.unit}s"]
@@ -82,6 +84,8 @@ class View:
             parts.append(_rate(rate, self.unit))
             if self.done < self.total:
                 parts.append(f"{_clock((self.total - self.done) / rate)} left")
+        if self.loss is not None:
+            parts.append(loss_words(self.loss))
         return ", ".join(parts)
 
 
@@ -101,14 +105,14 @@ class Tracker:
             self.view.measure_from(self.clock())
             return False
         rows = self.pending if shard is not None else 0
-        unit = "step" if stage == "warm-up" or stage.endswith("/train") else "row"
         shards = -(-rows // self.shard_rows) or 1
-        self.view = View(stage_label(stage), unit, rows, shards, self.clock())
+        self.view = View(stage_label(stage), counted(stage), rows, shards, self.clock())
         return True
 
-    def progressed(self, stage: str, done: int, total: int) -> None:
-        """`done` of the stage's `total` rows or steps are finished."""
+    def progressed(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
+        """`done` of the stage's `total` rows or steps are finished; `loss`: of that step, where one was logged."""
         view, shard = self._view(stage), shard_of(stage)
+        view.loss = view.loss if loss is None else loss
         if shard is None:
             view.total = total
         view.advance(done + (shard or 0) * self.shard_rows, self.clock())
@@ -155,7 +159,7 @@ def _outcome(stage: str, facts: Mapping[str, Any], view: View) -> str:
     if "decisions" in facts:
         return f"{facts['decisions']['accept']:,} accepted, {facts['decisions']['reject']:,} rejected"
     if "losses" in facts:
-        loss = f", loss {facts['losses'][-1][1]:.3f}" if facts["losses"] else ""
+        loss = f", {loss_words(facts['losses'][-1][1])}" if facts["losses"] else ""
         return f"{count(facts['rows'], 'row')}, {count(facts['steps'], 'step')}{loss}"
     if stage == "prepare":
         left_out = sum(one["rows"] for one in (facts.get("overlaps") or {}).get("left_out", []))
@@ -195,7 +199,7 @@ class Silent:
     def stage_started(self, stage: str) -> None:
         """See `ports.Observer`."""
 
-    def stage_progress(self, stage: str, done: int, total: int) -> None:
+    def stage_progress(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
         """See `ports.Observer`."""
 
     def stage_finished(self, stage: str, facts: dict[str, Any], *, resumed: bool) -> None:
@@ -213,9 +217,9 @@ class Lines(Silent):
         if self.tracker.started(stage) and self.tracker.view:
             self._print(f"{self.tracker.view.label} ...")
 
-    def stage_progress(self, stage: str, done: int, total: int) -> None:
+    def stage_progress(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
         """See `ports.Observer`."""
-        self.tracker.progressed(stage, done, total)
+        self.tracker.progressed(stage, done, total, loss)
 
     def stage_finished(self, stage: str, facts: dict[str, Any], *, resumed: bool) -> None:
         """See `ports.Observer`."""
@@ -252,9 +256,9 @@ class Bars(Silent):
         """See `ports.Observer`."""
         self.tracker.started(stage)
 
-    def stage_progress(self, stage: str, done: int, total: int) -> None:
+    def stage_progress(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
         """See `ports.Observer`."""
-        self.tracker.progressed(stage, done, total)
+        self.tracker.progressed(stage, done, total, loss)
 
     def stage_finished(self, stage: str, facts: dict[str, Any], *, resumed: bool) -> None:
         """See `ports.Observer`."""

@@ -10,6 +10,7 @@ from semievol.evidence import Watched, confusion, held_out_examples
 from semievol.outcome import Verdict, flips, read_predictions
 from semievol.recipe import Recipe
 from semievol.stages import REVIEWED, Prepared, Round
+from semievol.wording import commands
 from semievol.workdir import Stage
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def build(
         _add_rounds(told, job, verdict, verdict.best_round, verdict.evolved_test)
         told["pseudo_labels"] = watched.told()
     _add_held_out(told, data, verdict)
+    told["commands"] = commands(told)
     return told
 
 

@@ -34,9 +34,11 @@ _STAGES = {
     "publish": "Write adapter and report",
     "export": "Pack the results",
 }
+_UNITS = {"propagate": "Propagate the labels", "evaluate": "Measure and publish"}
+"""Units of the service that hold several stages, for as long as they have not begun one."""
 _PATH = re.compile(r"(?:round-(?P<round>\d+)/)?(?P<stage>.+?)(?:-(?P<shard>\d{5}))?")
 
-_REASONS = {
+REASONS = {
     "confident": "confident enough",
     "not_confident": "not confident enough",
     "reviewed": "decided by a person",
@@ -48,14 +50,14 @@ _REASONS = {
     "too_long": "too long for the model",
 }
 
-_OUTCOMES = {
+OUTCOMES = {
     "consistent": "all collaborators agreed",
     "justified": "they differed; self-justification took part",
     "majority": "they differed; the largest group decided",
     "balanced": "they agreed on an answer that the labeled mix made less likely",
 }
 
-_MEASURES = {
+MEASURES = {
     "probability": "probability of the answer",
     "vote_share": "share of the votes",
     "token_probability": "mean probability of the reply's tokens",
@@ -91,10 +93,26 @@ class Training:
 
 def stage_label(path: str) -> str:
     """A stage's path in the output folder for people; the shards of a round share a label."""
+    return _label(path, _STAGES)
+
+
+def work_label(name: str) -> str:
+    """The label of a stage, or of a unit of the service that has not begun a stage yet."""
+    return _label(name, _STAGES | _UNITS)
+
+
+def _label(path: str, labels: Mapping[str, str]) -> str:
     match = _PATH.fullmatch(path)
-    if match is None or (label := _STAGES.get(match["stage"])) is None:
+    if match is None or (label := labels.get(match["stage"])) is None:
         return path
     return f"Round {match['round']}: {label}" if match["round"] and int(match["round"]) > 1 else label
+
+
+def counted(path: str) -> str:
+    """What a stage counts: `row` or `step`, and `shard` for a round's generation as a whole."""
+    if path.endswith("/generate"):
+        return "shard"
+    return "step" if path == "warm-up" or path.endswith("/train") else "row"
 
 
 def shard_of(path: str) -> int | None:
@@ -155,6 +173,11 @@ def duration(seconds: float) -> str:
 def p_value(value: float) -> str:
     """A p-value with as many digits as mean something."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def loss_words(loss: float) -> str:
+    """A training's loss, in nats per token."""
+    return f"loss {loss:.3f}"
 
 
 def count(number: int, noun: str) -> str:
@@ -363,17 +386,17 @@ def reasons(report: Report) -> list[tuple[str, int]]:
 
 def reason_words(reason: str) -> str:
     """Why a row was accepted or rejected, in words."""
-    return _REASONS.get(reason, reason)
+    return REASONS.get(reason, reason)
 
 
 def outcome_words(outcome: str) -> str:
     """How the collaborators came to an answer, in words."""
-    return _OUTCOMES.get(outcome, outcome)
+    return OUTCOMES.get(outcome, outcome)
 
 
 def measure_words(measure: str) -> str:
     """What rows were ranked by, in words."""
-    return _MEASURES.get(measure, measure)
+    return MEASURES.get(measure, measure)
 
 
 def precision(report: Report) -> str:
@@ -392,6 +415,15 @@ def precision(report: Report) -> str:
 
 
 # --- using the adapter ------------------------------------------------------------------------------------------------
+
+
+def commands(report: Report) -> dict[str, str]:
+    """How to `load` the adapter in Python and to `serve` it, where it lies in the folder `adapter`."""
+    base = report["provenance"]["inputs"]["model"]
+    return {
+        "load": "\n".join(load_lines(base, "adapter")),
+        "serve": " \\\n  ".join(serve_command(report, base, "adapter")),
+    }
 
 
 def load_lines(base: str, adapter: str) -> list[str]:

@@ -5,6 +5,7 @@ last, then one rename makes the stage exist. The folder as a whole is bound to o
 other data never resumes it.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -84,7 +85,7 @@ class Workdir:
 
     def _fill(self, name: str, folder: Path, partial: Path, work: StageWork) -> Stage:
         started = time.monotonic()
-        facts = _as_read(work(partial, lambda done, total: self.observer.stage_progress(name, done, total)))
+        facts = _as_read(work(partial, functools.partial(self.observer.stage_progress, name)))
         seconds = round(time.monotonic() - started, 3)
         files = {}
         for path in sorted(path for path in partial.rglob("*") if path.is_file()):

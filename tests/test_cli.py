@@ -323,10 +323,11 @@ def test_terminals_get_a_moving_line(files: dict[str, Path], tmp_path: Path) -> 
         outcome = pipeline.run(job, FakeBackend(), tmp_path / "out", display)
         display.stage_started("warm-up")
         display.stage_progress("warm-up", 5, 20)
+        display.stage_progress("warm-up", 5, 20, 0.4567)
         display.live.refresh()
     summary.show(outcome, tmp_path / "out", console)
     assert "Select pseudo-labels" in text.getvalue()
-    assert "5/20 steps" in text.getvalue()
+    assert "5/20 steps, loss 0.457" in text.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -341,6 +342,50 @@ def test_terminals_get_a_moving_line(files: dict[str, Path], tmp_path: Path) -> 
 )
 def test_stage_labels(path: str, label: str) -> None:
     assert wording.stage_label(path) == label
+    assert wording.work_label(path) == label
+
+
+def test_units_have_words_too() -> None:
+    names = ("propagate", "round-1/propagate", "round-2/propagate", "round-2/train", "evaluate", "other/propagate")
+    assert [wording.work_label(name) for name in names] == [
+        "Propagate the labels",
+        "Propagate the labels",
+        "Round 2: Propagate the labels",
+        "Round 2: Fine-tune on labels and pseudo-labels",
+        "Measure and publish",
+        "other/propagate",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "noun"),
+    [
+        ("prepare", "row"),
+        ("warm-up", "step"),
+        ("warm-up-validation", "row"),
+        ("round-1/generate", "shard"),
+        ("round-1/generate-00003", "row"),
+        ("round-2/train", "step"),
+    ],
+)
+def test_what_stages_count(name: str, noun: str) -> None:
+    assert wording.counted(name) == noun
+
+
+def test_a_training_shows_its_newest_loss() -> None:
+    clock = Clock()
+    tracker = progress.Tracker(400, clock)
+    tracker.started("warm-up")
+    for step in range(1, 5):
+        clock.now += 1
+        tracker.progressed("warm-up", step, 40)
+        if step % 2 == 1:
+            tracker.progressed("warm-up", step, 40, 2 / step)
+    assert tracker.view is not None
+    assert tracker.view.figures() == "4/40 steps, 1.0 steps/s, 0:36 left, loss 0.667"
+    tracker.started("warm-up-validation")
+    tracker.progressed("warm-up-validation", 4, 40)
+    assert tracker.view.figures() == "4/40 rows"
 
 
 # --- the demo's folder ------------------------------------------------------------------------------------------------

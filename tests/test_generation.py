@@ -272,7 +272,7 @@ def test_progress_counts_rows_and_ends_at_their_number() -> None:
         Recipe(),
         seed=0,
         round_number=1,
-        progress=lambda done, total: calls.append((done, total)),
+        progress=lambda done, total, _=None: calls.append((done, total)),
     )
     assert calls == [(done, len(ROWS)) for done in range(1, len(ROWS) + 1)]
 

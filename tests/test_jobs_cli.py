@@ -249,15 +249,27 @@ def test_board_says_everything_once(terminal: bool) -> None:
             board.show(job_with(base, stage("propagate", "running"), stage("warm-up", "running", 3, 20)))
         for done in (1, 2):
             board.show(job_with(base, stage("round-1/generate", "running", done, 4)))
+            view = board.display.tracker.view
+            assert view is not None
+            assert view.figures() == f"{done}/4 shards"
         generated = stage("round-1/generate", "done", 4, 4, seconds=65.0)
         board.show(job_with(base, generated, stage("round-1/review", "waiting"), waiting=True))
+        for step, loss in ((3, 0.9), (7, 0.45678)):
+            data = {"stage": "round-1/train", "step": step, "total_steps": 8, "train_loss": loss}
+            board.told({"type": "metrics", "level": "info", "message": "a loss", "data": data})
+            board.show(job_with(base, generated, stage("round-1/train", "running", step, 8)))
+        view = board.display.tracker.view
+        assert view is not None
+        assert view.figures().startswith("7/8 steps")
+        assert view.figures().endswith("loss 0.457")
         trained = stage("round-1/train", "done", 1, 1, seconds=9.0, facts={"rows": 60, "steps": 8})
         board.show(job_with(base, generated, trained))
     printed = text.getvalue()
     separator = "  " if terminal else ": "
     assert printed.count(f"Measure the base model{separator}50.0 % of 40 rows right, 2.0 s") == 1
     assert f"Generate answers{separator}4 shards, 1:05" in printed
-    assert f"Fine-tune on labels and pseudo-labels{separator}60 rows, 8 steps, 9.0 s" in printed
+    assert f"Fine-tune on labels and pseudo-labels{separator}60 rows, 8 steps, loss 0.457, 9.0 s" in printed
+    assert "a loss" not in printed
     assert printed.count("semievol jobs review ftjob-1 --complete") == 1
     assert "propagate" not in printed, "a unit's name is not for people"
     if not terminal:

@@ -51,6 +51,7 @@ def helpdesk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.jsonl" for name in ("labeled", "unlabeled", "test")}
 
 
+@pytest.mark.long
 def test_the_same_command_twice_gives_the_same_bytes(helpdesk: dict[str, Path], tmp_path: Path) -> None:
     for name in ("one", "two"):
         semievol_run(helpdesk, tmp_path / name, "generation.shard_size=25")

@@ -629,14 +629,18 @@ class StoppingObserver(FakeObserver):
     def stage_started(self, stage: str) -> None:
         self._pass(("started", stage))
 
-    def stage_progress(self, stage: str, done: int, total: int) -> None:
+    def stage_progress(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
         self._pass(("amid", stage))
 
     def stage_finished(self, stage: str, facts: dict[str, Any], *, resumed: bool) -> None:
         self._pass(("finished", stage))
 
 
-@pytest.mark.parametrize("layer", [{}, {"rounds": 2, "generation": {"answers": "sampled"}}], ids=["one", "two rounds"])
+@pytest.mark.parametrize(
+    "layer",
+    [{}, pytest.param({"rounds": 2, "generation": {"answers": "sampled"}}, marks=pytest.mark.long)],
+    ids=["one", "two rounds"],
+)
 def test_a_run_stopped_at_any_moment_ends_as_the_undisturbed_one(tmp_path: Path, layer: dict[str, Any]) -> None:
     job = job_in(tmp_path, unlabeled=tickets(20, 2), **layer)
     whole = StoppingObserver()

@@ -11,14 +11,19 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 
+import httpx
 import pytest
 
 from semievol import cli
+from store import jobs as job_moves
+from store.database import Database
+from store.models import Job
 from store.settings import Settings
 from tests.servers import wait_for as wait_until
 from worker import first_start
@@ -189,6 +194,48 @@ def test_nothing_survives_a_killed_parent(tmp_path: Path) -> None:
         running.process.kill()
         running.process.wait()
         assert wait_until_gone(tree, 5) == []
+
+
+@pytest.mark.parametrize("reading", [True, False], ids=["that read", "of which one does not read"])
+def test_fifty_open_streams_do_not_hold_up_the_end(reading: bool, tmp_path: Path) -> None:
+    """They end in order; a reader that does not read is cut off after the grace."""
+    with serving(tmp_path / "data", "--no-worker") as running, ExitStack() as opened:
+        job_id = watched_job(running.data, b"x" * 20_000 if not reading else b"")
+        client = opened.enter_context(httpx.Client(timeout=20, limits=httpx.Limits(max_connections=None)))
+        url, headers = (
+            f"{running.url}/v1/fine_tuning/jobs/{job_id}/events",
+            {"Authorization": f"Bearer {running.key()}"},
+        )
+        streams = [
+            opened.enter_context(client.stream("GET", url, params={"stream": "true"}, headers=headers)).iter_raw()
+            for _ in range(50)
+        ]
+        for stream in streams:
+            assert next(stream).startswith(b"id: ")
+        running.process.send_signal(signal.SIGTERM)
+        asked = time.monotonic()
+        for stream in streams if reading else streams[1:]:
+            for _ in stream:  # to its end, which a broken connection would not be
+                pass
+        assert running.process.wait(20) == 0
+        assert time.monotonic() - asked < (3 if reading else 8)
+        if reading:
+            assert "Traceback" not in running.said()
+
+
+def watched_job(data: Path, text: bytes) -> str:
+    """A job that nobody does, with a thousand events of this text."""
+    database = Database(Settings(data=data).database_url)
+    empty: dict[str, Any] = {"model_source": {}, "recipe": {}, "inputs": {}, "asked": {}}
+    with database.write() as session:
+        session.add(
+            Job(id="ftjob-1", project_id="default", created_by="k", method="semievol", model="m", seed=0, **empty)
+        )
+        session.flush()
+        for _ in range(1000):
+            job_moves.add_event(session, "ftjob-1", "something", data={"text": text.decode()})
+    database.close()
+    return "ftjob-1"
 
 
 def test_worker_is_started_again_and_the_api_is_not(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from semievol.backends.chat import Chat
 from semievol.backends.local import LocalBackend
 from semievol.backends.training import LoraTrainer
 from semievol.fakes import FakeCheckpoints
-from semievol.ports import Checkpoints, TrainingLog, TrainingRow
+from semievol.ports import Checkpoints, Progress, TrainingLog, TrainingRow
 from semievol.prompts import Message
 from semievol.recipe import LoraSettings, ModelSettings, Recipe, TrainingSettings
 from tests.tickets import tickets
@@ -86,8 +86,12 @@ def stop(chat: Chat, folder: Path, step: int, settings: TrainingSettings = EPOCH
     return checkpoints.folder
 
 
-def resumed_at(steps: list[int]) -> Callable[[int, int], None]:
-    return lambda done, _: steps.append(done)
+def resumed_at(steps: list[int]) -> Progress:
+    def note(done: int, total: int, loss: float | None = None, /) -> None:
+        if loss is None:
+            steps.append(done)
+
+    return note
 
 
 # --- stopped and gone on with -----------------------------------------------------------------------------------------

@@ -130,13 +130,18 @@ def check_broker(url: str) -> None:
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
 def _child_starts(**_: Any) -> None:
-    """A pool child does not outlive its main process, and its runner does not outlive it."""
+    """A pool child, which is the worker: it does not outlive its main process, and its runner does not outlive it.
+
+    It gives signs of life from a thread, as it may wait for a message as long as it likes.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     settings, database = _parts()
     with database.write() as session:
         registry.end_leftovers(session, settings.data)
         registry.register(session, registry.worker_id(), _kinds())
+    signs = (database, registry.worker_id(), _kinds(), settings.sweep_seconds)
+    threading.Thread(target=registry.beat_forever, args=signs, daemon=True, name="beat").start()
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
@@ -150,17 +155,20 @@ def _main_is_ready(**_: Any) -> None:
     stopping = threading.Event()
     signals.worker_shutting_down.connect(lambda **_: stopping.set(), weak=False)
 
-    def seen() -> None:
-        with database.write() as session:
-            registry.register(session, registry.worker_id(), _kinds())
-
     looking = sweep.Sweep(settings, database, open_objects(settings), ring, webhooks.open_client())
-    threading.Thread(target=sweep.run, args=(looking, stopping, seen), daemon=True, name="sweep").start()
+    threading.Thread(target=sweep.run, args=(looking, stopping), daemon=True, name="sweep").start()
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _main_ends(**_: Any) -> None:
     STOPPING.set()
+
+
+@signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _pool_has_ended(**_: Any) -> None:
+    settings, database = _parts()
+    with database.write() as session:
+        registry.end_leftovers(session, settings.data)
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]

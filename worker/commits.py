@@ -3,10 +3,9 @@
 Each function is part of one transaction of the caller.
 """
 
-import math
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from semievol.wording import left_out, stage_label, worth_a_look
 from store import jobs, pseudo_labels, units
 from store.database import now
 from store.ids import new_id
-from store.models import File, FineTunedModel, Job, StageRow, Unit
+from store.models import File, FineTunedModel, Job, JobEvent, StageRow, Unit
 from store.objects import ObjectStore
 from store.pseudo_labels import LabelRow
 from store.states import FINAL, UnitKind
@@ -28,7 +27,8 @@ from store.units import Claim
 from worker import artifacts
 from worker.plan import EXPORT, REVIEW, SELECT, Committed, JobSpec, next_steps
 
-MAX_LOSS_EVENTS = 50
+MAX_LOSS_EVENTS = 80
+"""Of one training; the trainer logs fewer."""
 IO_ERROR = "io_error"
 """What a runner calls trouble with disks and object stores, which is nobody's fault."""
 IO_PAUSE_SECONDS = 5.0
@@ -93,13 +93,33 @@ def commit_stage(
     session.flush()
     if stage.endswith(SELECT):
         _load_labels(session, claim, objects, stage, files[DECIDED]["sha256"])
-    _tell_losses(session, claim.job_id, stage, facts)
+    tell_losses(session, claim.job_id, stage, facts.get("losses") or [], facts.get("steps", 0))
     short = {key: value for key, value in facts.items() if key in ("rows", "steps", "tokens", "accuracy", "decisions")}
     jobs.add_event(
         session, claim.job_id, f"{stage_label(stage)}: done in {seconds:.1f} s", data={"stage": stage, **short}
     )
     for note in filter(None, (left_out(facts), worth_a_look(facts))):
         jobs.add_event(session, claim.job_id, note, level="warn", data={"stage": stage})
+
+
+def tell_losses(session: Session, job_id: str, stage: str, losses: Sequence[tuple[int, float]], steps: int) -> None:
+    """Put losses of a training of so many `steps` into the job's log. The caller holds the unit.
+
+    `losses`: (step, nats per token). Each step is told once, in order: what the log has already, of an attempt before
+    or from while training ran, is left out, and so is what lies closer than MAX_LOSS_EVENTS allow. After the end of the
+    job nothing is told.
+    """
+    if not losses or session.scalar(select(Job.status).where(Job.id == job_id).with_for_update()) in FINAL:
+        return
+    step_told = JobEvent.data["step"].as_integer()
+    of_stage = (JobEvent.job_id == job_id, JobEvent.type == "metrics", JobEvent.data["stage"].as_string() == stage)
+    told = session.scalar(select(step_told).where(*of_stage).order_by(JobEvent.number.desc()).limit(1))
+    for step, loss in losses:
+        if told is None or step * MAX_LOSS_EVENTS // steps > told * MAX_LOSS_EVENTS // steps:
+            data = {"stage": stage, "step": step, "total_steps": steps, "train_loss": loss}
+            message = f"{stage_label(stage)}: step {step}/{steps}, loss {loss:.4f}"
+            jobs.add_event(session, job_id, message, kind="metrics", data=data)
+            told = step
 
 
 def note_checkpoint(session: Session, claim: Claim, checkpoint: dict[str, Any]) -> None:
@@ -234,15 +254,6 @@ def model_id(job: Job) -> str:
     base = re.sub(r"[^\w.-]+", "-", job.model)
     suffix = re.sub(r"[^\w.-]+", "-", job.suffix or "semievol")
     return f"ft:{base}:{suffix}:{job.id.removeprefix('ftjob-')[:8]}"
-
-
-def _tell_losses(session: Session, job_id: str, stage: str, facts: dict[str, Any]) -> None:
-    losses = facts.get("losses") or []
-    every = max(1, math.ceil(len(losses) / MAX_LOSS_EVENTS))
-    for step, loss in losses[::every]:
-        data = {"stage": stage, "step": step, "total_steps": facts["steps"], "train_loss": loss}
-        message = f"{stage_label(stage)}: step {step}/{facts['steps']}, loss {loss:.4f}"
-        jobs.add_event(session, job_id, message, kind="metrics", data=data)
 
 
 def _load_labels(session: Session, claim: Claim, objects: ObjectStore, stage: str, sha256: str) -> None:

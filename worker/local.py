@@ -85,9 +85,8 @@ class Poller:
 
     def _sweep(self) -> None:
         def seen() -> None:
-            with self.database.write() as session:
-                for slot in range(self.settings.slots):
-                    registry.note_seen(session, registry.worker_id(slot))
+            for slot in range(self.settings.slots):
+                registry.beat(self.database, registry.worker_id(slot), self.kinds)
 
         with webhooks.open_client() as client:
             looking = sweep.Sweep(self.settings, self.database, self.objects, lambda kinds: self.ready.set(), client)

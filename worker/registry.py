@@ -5,14 +5,18 @@ import os
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import delete, select, update
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from store.database import now
+from store.database import Database, now
 from store.models import Worker
+from worker.memory import held_bytes
 
 log = logging.getLogger(__name__)
 FORGOTTEN_SECONDS = 3600
@@ -26,8 +30,8 @@ def worker_id(slot: int = 0) -> str:
 def register(session: Session, identity: str, kinds: Sequence[str]) -> None:
     """This worker is here."""
     if session.get(Worker, identity) is None:
-        session.add(Worker(id=identity, kinds=list(kinds)))
-        session.flush()
+        with suppress(IntegrityError), session.begin_nested():  # another thread of it may say the same just now
+            session.add(Worker(id=identity, kinds=list(kinds)))
     note_seen(session, identity)
 
 
@@ -35,6 +39,26 @@ def note_seen(session: Session, identity: str) -> None:
     """This worker is still here; those not seen for an hour are forgotten."""
     session.execute(update(Worker).where(Worker.id == identity).values(seen_at=now()))
     session.execute(delete(Worker).where(Worker.seen_at < now() - FORGOTTEN_SECONDS, Worker.runner_pid.is_(None)))
+
+
+def beat(database: Database, identity: str, kinds: Sequence[str]) -> None:
+    """This worker, a thread of this process, is still here and holds so much memory."""
+    with database.read() as session:
+        runner = session.scalar(select(Worker.runner_pid).where(Worker.id == identity))
+    memory = held_bytes(runner)
+    with database.write() as session:
+        register(session, identity, kinds)
+        session.execute(update(Worker).where(Worker.id == identity).values(memory_bytes=memory))
+
+
+def beat_forever(database: Database, identity: str, kinds: Sequence[str], every_seconds: float) -> None:
+    """For a thread that ends with its process. A database that is away for a while is waited for."""
+    while True:
+        try:
+            beat(database, identity, kinds)
+        except OperationalError as error:
+            log.warning("the sign of life waits for the database: %s", error.orig)
+        time.sleep(every_seconds)
 
 
 def leave(session: Session, identity: str) -> None:

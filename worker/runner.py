@@ -150,11 +150,11 @@ class Runner:
         if not stage.folder.exists():
             self.cache.place_all(self.spec.stages[name].files, stage.folder)
 
-    def _progress(self, done: int, total: int) -> None:
+    def _progress(self, done: int, total: int, loss: float | None = None, /) -> None:
         now = time.monotonic()
-        if now - self.told_at >= PROGRESS_SECONDS or done == total:
+        if now - self.told_at >= PROGRESS_SECONDS or done == total or loss is not None:
             self.told_at = now
-            self.pipe.tell("progress", stage=self.current, done=done, total=total)
+            self.pipe.tell("progress", stage=self.current, done=done, total=total, loss=loss)
 
 
 class _Late:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from store import units
 from store.database import Database
@@ -57,9 +58,16 @@ class Outcome:
 
 @dataclass(slots=True)
 class Progress:
-    """The latest word of the runner, written with the next beat."""
+    """The latest word of the runner, written with the next beat. `losses`: those of its training since the last."""
 
     values: dict[str, Any] = field(default_factory=dict)
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+    def hear(self, loss: float | None = None, **values: Any) -> None:
+        """Stage, done and total are so now; `loss` is of the step that is done."""
+        self.values = values
+        if loss is not None:
+            self.losses.append((values["done"], loss))
 
 
 class Supervisor:
@@ -198,9 +206,9 @@ class Attempt:
     def _hear(self, message: dict[str, Any]) -> None:
         kind = message.pop("kind")
         if kind == "progress":
-            self.progress.values = message
+            self.progress.hear(**message)
         elif kind == "started":
-            self.progress.values = {**message, "done": 0, "total": 0}
+            self.progress.hear(**message, done=0, total=0)
         elif kind == "committed":
             self._fenced(lambda session: commits.commit_stage(session, self.claim, self.supervisor.objects, **message))
         elif kind == "checkpoint":
@@ -212,7 +220,15 @@ class Attempt:
         with self.database.write() as session:
             if not units.hold(session, self.claim):
                 raise LeaseLost
+            self._tell_losses(session)  # first: no attempt goes on from a checkpoint behind a loss that nobody wrote
             write(session)
+        self.progress.losses.clear()
+
+    def _tell_losses(self, session: Session) -> None:
+        """Write the losses that were heard. Our unit is held; they are forgotten once this is committed."""
+        if self.progress.losses:
+            known = self.progress.values
+            commits.tell_losses(session, self.claim.job_id, known["stage"], self.progress.losses, known["total"])
 
     # --- the lease
 
@@ -222,10 +238,13 @@ class Attempt:
         try:
             with self.database.write() as session:
                 status = units.renew(session, self.claim, self.settings.lease_seconds, **self.progress.values)
+                if status is not None:
+                    self._tell_losses(session)
         except OperationalError:  # unknown is not lost: go on until our own clock says that the lease has ended
             return
         if status is None:
             raise LeaseLost
+        self.progress.losses.clear()
         self.owned_until = asked_at + 0.9 * self.settings.lease_seconds
         if status in FINAL:
             self._ask_to_stop("over", min(self.settings.grace_seconds, 4))
@@ -239,6 +258,8 @@ class Attempt:
     def _conclude(self, outcome: Outcome) -> None:
         rings: set[str] = set()
         with self.database.write() as session:
+            if self.progress.losses and units.hold(session, self.claim):
+                self._tell_losses(session)  # the last ones say most of why a training diverged
             if outcome.status == EXIT_DONE:
                 rings = commits.finish_unit(session, self.claim)
             elif self.stop_reason:

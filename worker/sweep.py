@@ -94,8 +94,8 @@ def _named(session: Session, sha256: str) -> bool:
     return any(session.execute(query.limit(1)).first() for query in indirect)
 
 
-def run(sweep: Sweep, stopping: threading.Event, seen: Callable[[], None]) -> None:
-    """Sweep until told to stop. A database that is away for a while is waited for."""
+def run(sweep: Sweep, stopping: threading.Event, seen: Callable[[], None] = lambda: None) -> None:
+    """Sweep until told to stop, and call `seen` each time. A database that is away for a while is waited for."""
     rounds = 0
     while not stopping.wait(sweep.settings.sweep_seconds if rounds else 0.1):
         rounds += 1

@@ -12,13 +12,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.auth import AdminDep
 from api.deps import Services, ServicesDep
 from api.schemas.common import errors, public_errors
+from api.services.house import ALIVE_SECONDS
 from store.database import DatabaseError, now
 from store.models import Worker
 
 router = APIRouter(tags=["operation"])
 
 BROKER_SECONDS = 1.0
-WORKER_SECONDS = 60
 
 
 class Health(BaseModel):
@@ -102,7 +102,7 @@ def _workers(parts: Services) -> int:
     try:
         with parts.database.read() as session:
             return session.execute(
-                select(func.count()).select_from(Worker).where(Worker.seen_at > now() - WORKER_SECONDS)
+                select(func.count()).select_from(Worker).where(Worker.seen_at > now() - ALIVE_SECONDS)
             ).scalar_one()
     except SQLAlchemyError:
         return 0

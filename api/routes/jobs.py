@@ -5,7 +5,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Header, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
 from api.auth import CallerDep
 from api.deps import Caller, ServicesDep, SessionDep
@@ -13,8 +13,10 @@ from api.errors import BadRequest
 from api.schemas.common import After, Page, errors, page
 from api.schemas.jobs import CheckpointView, EventView, JobCreate, JobLimit, JobView, ValidationView
 from api.services import events, jobs
+from api.services.event_stream import EventStream, Hub
 from api.services.job_view import job_view, read_jobs
 from api.services.validation import validate_order
+from store.states import JobStatus
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning jobs"])
 
@@ -69,10 +71,25 @@ def validate_fine_tuning_job(
 
 @router.get("", responses=errors(400), openapi_extra={"parameters": [_METADATA]})
 def list_fine_tuning_jobs(
-    request: Request, caller: CallerDep, session: SessionDep, after: After = None, limit: JobLimit = 20
+    request: Request,
+    caller: CallerDep,
+    session: SessionDep,
+    *,
+    after: After = None,
+    limit: JobLimit = 20,
+    status: Annotated[list[JobStatus] | None, Query(description="Jobs in this status, or in one of these.")] = None,
+    q: Annotated[str, Query(max_length=200, description="Part of id, suffix, model or a value of the metadata.")] = "",
 ) -> Page[JobView]:
     """The project's jobs, newest first."""
-    ids = jobs.list_jobs(session, caller.project_id, after=after, limit=limit + 1, metadata=_metadata_of(request))
+    ids = jobs.list_jobs(
+        session,
+        caller.project_id,
+        after=after,
+        limit=limit + 1,
+        metadata=_metadata_of(request),
+        statuses=status or (),
+        part=q,
+    )
     return page([job_view(facts) for facts in read_jobs(session, caller.project_id, ids)], limit)
 
 
@@ -119,7 +136,6 @@ def list_fine_tuning_events(
     request: Request,
     caller: CallerDep,
     session: SessionDep,
-    parts: ServicesDep,
     after: After = None,
     limit: JobLimit = 20,
     stream: Annotated[bool, Query(description="Send events as they come, until the job is over.")] = False,
@@ -134,10 +150,8 @@ def list_fine_tuning_events(
         start = events.number_of(job.id, last_event_id, "Last-Event-ID")
     elif after is not None:
         start = events.number_of(job.id, after, "after")
-    told = events.stream(parts.database, caller.project_id, job.id, start, request.is_disconnected)
-    # A proxy that buffers would keep events from the reader.
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(told, media_type="text/event-stream", headers=headers)
+    hub: Hub = request.app.state.hub
+    return EventStream(hub.stream(caller.project_id, job.id, start))
 
 
 @router.get("/{job_id}/checkpoints", responses=errors(400, 404))

@@ -135,13 +135,17 @@ class JobError(BaseModel):
 
 
 class StageView(BaseModel):
-    """A stage that is done or waits; a round's generation is one. `done` and `total`: rows, steps or shards."""
+    """A stage that is done or waits; a round's generation is one."""
 
     name: str
+    label: str = Field(description="The stage in words, as the command line shows it.")
     unit: str
     state: str
     done: int
     total: int
+    unit_of_count: Literal["rows", "steps", "shards"] | None = Field(
+        description="What `done` and `total` count; null where they are 1 of 1, the stage itself, which is done."
+    )
     started_at: int | None
     finished_at: int | None
     seconds: float | None
@@ -188,6 +192,7 @@ class JobView(BaseModel):
     status: str
     trained_tokens: int | None
     training_file: str
+    user_provided_suffix: str | None
     validation_file: str | None
     integrations: list[Any]
     metadata: dict[str, str] | None
@@ -274,11 +279,16 @@ class AnswersView(BaseModel):
 
 
 class Segment(BaseModel):
-    """A turn, and whether the loss counts it."""
+    """A turn, and whether the loss counts it.
+
+    `tokens`: the text as the model's tokenizer cuts it, null where the base model is no folder with a tokenizer. A
+    character of several tokens is one piece, and what no token covers is part of the next.
+    """
 
     role: str
     text: str
     trained: bool
+    tokens: list[str] | None
 
 
 class Estimate(BaseModel):

@@ -1,26 +1,12 @@
-"""A job's log: pages of it, and the stream that goes on until the job is over. Also its checkpoints."""
+"""A job's log in pages, and its checkpoints."""
 
-import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-
-from anyio import sleep, to_thread
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.errors import BadRequest
-from api.schemas.jobs import CheckpointView, EventView, SemievolView
-from api.services.job_view import read_jobs, semievol_view
-from store.database import Database
+from api.schemas.jobs import CheckpointView, EventView
 from store.ids import event_id, event_number
 from store.models import Job, JobEvent, StageRow
-from store.states import FINAL
-
-POLL_SECONDS = 1.0
-HEARTBEAT_SECONDS = 15.0
-BATCH = 200
-
 
 # --- pages ------------------------------------------------------------------------------------------------------------
 
@@ -51,67 +37,6 @@ def event_view(event: JobEvent) -> EventView:
         message=event.message,
         data=event.data,
     )
-
-
-# --- the stream -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """What is new since the last look. `over`: the job is final and nothing more will come."""
-
-    events: Sequence[JobEvent]
-    progress: SemievolView
-    over: bool
-
-
-def look(database: Database, project_id: str, job_id: str, after: int) -> News | None:
-    """Events after a number, and how far the job is; None if the job is gone."""
-    with database.read() as session:
-        found = read_jobs(session, project_id, [job_id])
-        if not found:
-            return None
-        events = session.scalars(
-            select(JobEvent)
-            .where(JobEvent.job_id == job_id, JobEvent.number > after)
-            .order_by(JobEvent.number)
-            .limit(BATCH)
-        ).all()
-    # The job was read first: an event that came with a final status is among the events read after it.
-    over = found[0].job.status in FINAL and len(events) < BATCH
-    return News(events, semievol_view(found[0]), over)
-
-
-async def stream(
-    database: Database, project_id: str, job_id: str, after: int, gone: Callable[[], Awaitable[bool]]
-) -> AsyncIterator[str]:
-    """Server-sent events: the log from `after` on, and `progress` when that changed. Ends with the job.
-
-    The database is asked in a thread, once a second; `gone` tells whether the client has left.
-    """
-    told, heard = "", time.monotonic()
-    while not await gone():
-        news = await to_thread.run_sync(look, database, project_id, job_id, after)
-        if news is None:
-            return
-        for event in news.events:
-            after = event.number
-            view = event_view(event)
-            yield f"id: {view.id}\nevent: {view.type}\ndata: {view.model_dump_json()}\n\n"
-        state = json.dumps(news.progress.model_dump(mode="json", exclude={"estimated_finish"}))
-        if state != told:
-            told = state
-            yield f"event: progress\ndata: {news.progress.model_dump_json()}\n\n"
-            heard = time.monotonic()
-        if news.over:
-            return
-        if news.events:
-            heard = time.monotonic()
-        elif time.monotonic() - heard >= HEARTBEAT_SECONDS:
-            heard = time.monotonic()
-            yield ": still there\n\n"
-        if len(news.events) < BATCH:
-            await sleep(POLL_SECONDS)
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------

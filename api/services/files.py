@@ -87,13 +87,19 @@ def _after(session: Session, query: Select[File], project_id: str, order: str, a
     return query.where(or_(File.created_at < last.created_at, and_(same, File.id < last.id)))
 
 
-def check_quota(session: Session, project_id: str, more_bytes: int, settings: Settings) -> None:
-    """Raises TooMany if the project's files would hold more bytes than it may have."""
+def held_bytes(session: Session, settings: Settings, project_id: str) -> tuple[int, int]:
+    """Bytes of all files of the project, and how many they may be."""
     project = session.get_one(Project, project_id)
     limit = settings.max_project_bytes if project.max_bytes is None else project.max_bytes
     held = session.execute(
         select(func.coalesce(func.sum(File.bytes), 0)).where(File.project_id == project_id, _alive())
     ).scalar_one()
+    return int(held), limit
+
+
+def check_quota(session: Session, project_id: str, more_bytes: int, settings: Settings) -> None:
+    """Raises TooMany if the project's files would hold more bytes than it may have."""
+    held, limit = held_bytes(session, settings, project_id)
     if held + more_bytes > limit:
         message = f"the project's files may hold {limit:,} bytes and hold {held:,}; delete files that are done with"
         raise TooMany(message, code="quota_exceeded")

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import JSON, Double, ScalarSelect, bindparam, case, cast, func, select
 from sqlalchemy.ext.compiler import compiles
@@ -12,11 +12,13 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
 from api.schemas.jobs import JobError, JobView, ReviewView, SemievolView, StageView
+from semievol.wording import counted, work_label
 from store.database import now
 from store.models import File, Job, StageRow, Unit
 from store.states import FINAL
 
 REVIEW = "/review"
+_UNITS_OF_COUNT: dict[str, Literal["rows", "steps", "shards"]] = {"row": "rows", "step": "steps", "shard": "shards"}
 _SHARDS = "%/generate-%"
 _LEAST_PROGRESS = 0.05
 """Before this much is done, a time of finishing would be a guess."""
@@ -185,6 +187,7 @@ def job_view(facts: JobFacts) -> JobView:
         status=job.status,
         trained_tokens=job.trained_tokens,
         training_file=_input(job, "labeled") or "",
+        user_provided_suffix=job.suffix,
         validation_file=_input(job, "validation"),
         integrations=job.asked.get("integrations") or [],
         metadata=job.metadata_,
@@ -267,10 +270,12 @@ def _stage_views(facts: JobFacts) -> list[StageView]:
 def _done_view(stage: StageFacts) -> StageView:
     return StageView(
         name=stage.name,
+        label=work_label(stage.name),
         unit=stage.unit,
         state="done",
         done=1,
         total=1,
+        unit_of_count=None,
         started_at=int(stage.committed_at - stage.seconds),
         finished_at=int(stage.committed_at),
         seconds=stage.seconds,
@@ -279,12 +284,15 @@ def _done_view(stage: StageFacts) -> StageView:
 
 
 def _open_view(name: str, unit: UnitFacts, committed: set[str]) -> StageView:
+    stage = unit.stage if unit.stage and unit.stage not in committed else name
     return StageView(
-        name=unit.stage if unit.stage and unit.stage not in committed else name,
+        name=stage,
+        label=work_label(stage),
         unit=name,
         state=unit.state,
         done=unit.done,
         total=unit.total,
+        unit_of_count=_UNITS_OF_COUNT[counted(stage)],
         started_at=_whole(unit.started_at),
         finished_at=_whole(unit.finished_at),
         seconds=None,
@@ -304,10 +312,12 @@ def _shards_view(name: str, group: list[UnitFacts]) -> StageView:
     over = state == "done" and started and finished
     return StageView(
         name=name,
+        label=work_label(name),
         unit=name,
         state=state,
         done=sum(unit.count for unit in group if unit.state == "done"),
         total=sum(unit.count for unit in group),
+        unit_of_count=_UNITS_OF_COUNT[counted(name)],
         started_at=_whole(min(started, default=None)),
         finished_at=_whole(max(finished)) if over else None,
         seconds=round(max(finished) - min(started), 3) if over else None,

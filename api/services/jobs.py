@@ -3,11 +3,11 @@
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, tuple_, type_coerce
+from sqlalchemy import String, cast, func, or_, select, tuple_, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import ColumnElement
@@ -61,11 +61,11 @@ def create_job(
     digest = body_digest(body)
     check_key(idempotency_key)
     # One create of a project at a time: what is read below of its requests and jobs stays true until the commit.
-    project = session.execute(select(Project).where(Project.id == caller.project_id).with_for_update()).scalar_one()
+    session.execute(select(Project).where(Project.id == caller.project_id).with_for_update()).scalar_one()
     if (first := _answered(session, caller, idempotency_key, digest)) is not None:
         return first, False
     order = check_order(session, settings, caller.project_id, body)
-    _check_quota(session, project, project.max_active_jobs or settings.max_active_jobs)
+    _check_quota(session, settings, caller.project_id)
     job = _insert(session, caller, body, order, request_id)
     session.add(
         Request(
@@ -167,9 +167,15 @@ def _answered(session: Session, caller: Caller, idempotency_key: str | None, dig
     return session.scalars(recent).one_or_none()
 
 
-def _check_quota(session: Session, project: Project, most: int) -> None:
-    unfinished = select(func.count()).where(Job.project_id == project.id, Job.status.not_in(FINAL))
-    count = session.scalar(unfinished) or 0
+def unfinished_jobs(session: Session, settings: Settings, project_id: str) -> tuple[int, int]:
+    """Jobs of the project that are not over, and how many they may be."""
+    most = session.get_one(Project, project_id).max_active_jobs or settings.max_active_jobs
+    unfinished = select(func.count()).where(Job.project_id == project_id, Job.status.not_in(FINAL))
+    return session.scalar(unfinished) or 0, most
+
+
+def _check_quota(session: Session, settings: Settings, project_id: str) -> None:
+    count, most = unfinished_jobs(session, settings, project_id)
     if count >= most:
         message = f"the project has {count} unfinished jobs and may have {most}; cancel one or wait"
         raise TooMany(message, code="too_many_jobs")
@@ -225,10 +231,25 @@ def no_such_job(job_id: str) -> NotFound:
 
 
 def list_jobs(
-    session: Session, project_id: str, *, after: str | None, limit: int, metadata: Mapping[str, str] | None
+    session: Session,
+    project_id: str,
+    *,
+    after: str | None,
+    limit: int,
+    metadata: Mapping[str, str] | None,
+    statuses: Sequence[str] = (),
+    part: str = "",
 ) -> list[str]:
-    """Ids of the next jobs, newest first. `metadata`: pairs that a job must have; None asks for jobs without any."""
+    """Ids of the next jobs, newest first.
+
+    `metadata`: pairs that a job must have; None asks for jobs without any. `statuses`: one of them, if there are any.
+    `part`: of the id, suffix, model or a value of the metadata, whatever its case. Raises BadRequest.
+    """
     query = select(Job.id).where(Job.project_id == project_id)
+    if statuses:
+        query = query.where(Job.status.in_(statuses))
+    if part:
+        query = query.where(_mentions(session, part))
     if metadata is None:
         query = query.where(Job.metadata_.is_(None))
     for key, value in (metadata or {}).items():
@@ -247,6 +268,13 @@ def _has_pair(session: Session, key: str, value: str) -> ColumnElement[bool]:
     # SQLite's JSON paths have no way to quote every key.
     pairs = func.json_each(Job.metadata_).table_valued("key", "value")
     return select(1).select_from(pairs).where(pairs.c.key == key, pairs.c.value == value).exists()
+
+
+def _mentions(session: Session, part: str) -> ColumnElement[bool]:
+    each = func.jsonb_each_text if session.get_bind().dialect.name == "postgresql" else func.json_each
+    pairs = each(Job.metadata_).table_valued("key", "value")
+    valued = select(1).select_from(pairs).where(cast(pairs.c.value, String).icontains(part, autoescape=True)).exists()
+    return or_(*(column.icontains(part, autoescape=True) for column in (Job.id, Job.suffix, Job.model)), valued)
 
 
 # --- move -------------------------------------------------------------------------------------------------------------

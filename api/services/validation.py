@@ -6,7 +6,7 @@ to `semievol validate`.
 """
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -157,20 +157,20 @@ def _tell_rows(view: ValidationView, settings: Settings, checked: Checked, recip
     rows = {"labeled": labeled, "unlabeled": checked.pool, "test": checked.test}
     rows |= {"validation": checked.validation} if "validation" in checked.files else {}
     samples = {role: [turns_of(row) for row in found[:SAMPLE_ROWS]] for role, found in rows.items() if found}
+    tokenizer = _tokenizer(settings, view.model) if samples else None
     if labeled:
-        view.loss_mask = [segments(turns) for turns in samples["labeled"][:PREVIEW_ROWS]]
+        view.loss_mask = [segments(turns, tokenizer) for turns in samples["labeled"][:PREVIEW_ROWS]]
     if samples:
-        _tell_lengths(view, settings, samples, checked, recipe)
+        _tell_lengths(view, tokenizer, samples, checked, recipe)
 
 
 def _tell_lengths(
     view: ValidationView,
-    settings: Settings,
+    tokenizer: Any,
     samples: Mapping[str, Sequence[Sequence[Message]]],
     checked: Checked,
     recipe: Recipe,
 ) -> None:
-    tokenizer = _tokenizer(settings, view.model)
     if tokenizer is None:
         view.notes.append(f"token lengths need a base model that is a folder with {TOKENIZER} on this machine")
         return
@@ -195,12 +195,36 @@ def _line(row: Example) -> int:
     return row.line
 
 
-def segments(turns: Sequence[Message]) -> list[Segment]:
-    """Which turns the loss counts: the assistant's, unless their weight is 0."""
+def segments(turns: Sequence[Message], tokenizer: Any) -> list[Segment]:
+    """Which turns the loss counts: the assistant's, unless their weight is 0. With a `tokenizer` they are cut."""
     return [
-        Segment(role=turn.role, text=turn.content, trained=turn.role == "assistant" and turn.weight != 0)
+        Segment(
+            role=turn.role,
+            text=turn.content,
+            trained=turn.role == "assistant" and turn.weight != 0,
+            tokens=None if tokenizer is None else _tokens(tokenizer, turn.content),
+        )
         for turn in turns
     ]
+
+
+def _tokens(tokenizer: Any, text: str) -> list[str]:
+    return pieces(text, [end for _, end in tokenizer.encode(text, add_special_tokens=False).offsets])
+
+
+def pieces(text: str, ends: Iterable[int]) -> list[str]:
+    """The text, cut where tokens end (in characters). Nothing is lost and no piece is empty.
+
+    What no token covers, such as a space that the tokenizer drops, goes with the next piece, at the end with the last.
+    """
+    found, start = [], 0
+    for end in ends:
+        if end > start:  # else it is one more token of the same character
+            found.append(text[start:end])
+            start = end
+    if start < len(text):
+        found[-1:] = ["".join(found[-1:]) + text[start:]]
+    return found
 
 
 def _tokenizer(settings: Settings, model: str) -> Any:

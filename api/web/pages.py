@@ -6,6 +6,7 @@ no path leads out of the folder.
 
 import gzip
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from fastapi import APIRouter, Request, Response
 
 from api.errors import NotFound
 from api.services.content import matches
+from semievol import wording
 
 router = APIRouter(include_in_schema=False)
 
 STATIC = Path(__file__).with_name("static")
 DOCUMENT = "index.html"
+WORDS = "assets/words.js"
 PAGES = (
     "/",
     "/sign-in",
@@ -35,6 +38,7 @@ PAGES = (
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "frame-src 'self'; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
@@ -42,8 +46,15 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
-_TEXT = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".json": "application/json"}
-_PACKED = _TEXT | {".svg": "image/svg+xml", ".txt": "text/plain"}
+_PACKED = {
+    ".css": "text/css",
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".mjs": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain",
+}
 _MEDIA_TYPES = _PACKED | {".ico": "image/x-icon", ".png": "image/png", ".woff2": "font/woff2"}
 _TAKES_GZIP = re.compile(r"(?:^|[,\s])(?:gzip|\*)\s*(?:$|,|;\s*q=(?!0(?:\.0*)?\s*(?:,|$)))", re.IGNORECASE)
 
@@ -61,11 +72,18 @@ class Asset:
 def load_site(folder: Path = STATIC) -> dict[str, Asset]:
     """All files of the folder by their path in it. Raises OSError."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _asset(path) for path in paths}
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    return {name: _asset(name, body) for name, body in (files | {WORDS: _words()}).items()}
 
 
-def _asset(path: Path) -> Asset:
-    body, ending = path.read_bytes(), path.suffix
+def _words() -> bytes:
+    """A module with the words that report and command line use, so that the pages say the same."""
+    told = {name: getattr(wording, name) for name in ("MEASURES", "MODELS", "OUTCOMES", "REASONS")}
+    return "".join(f"export const {name} = {json.dumps(words)};\n" for name, words in told.items()).encode()
+
+
+def _asset(name: str, body: bytes) -> Asset:
+    ending = Path(name).suffix
     packed = gzip.compress(body, mtime=0) if ending in _PACKED else body
     return Asset(
         body=body,

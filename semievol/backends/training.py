@@ -308,7 +308,7 @@ class _Collator:
 
 
 class _Watch(TrainerCallback):
-    """Reports steps and stops at a loss that is not finite."""
+    """Reports steps and losses, and stops at a loss that is not finite."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -324,13 +324,16 @@ class _Watch(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
+        logged = logs or {}
         for name in ("loss", "train_loss", "grad_norm"):
-            value = (logs or {}).get(name, 0.0)
+            value = logged.get(name, 0.0)
             if not math.isfinite(value):
                 raise LossDiverged(
                     f"the {name} is {value} at step {state.global_step}: lower learning_rate, and check the labeled "
                     "rows; no adapter was written"
                 )
+        if "loss" in logged:
+            self.progress(state.global_step, state.max_steps, logged["loss"])
 
 
 def _cut(encoded: Encoded, max_length: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from semievol import progress
 from semievol.client import JOBS, Client, Json, Refused, ServerEvent, Unreachable, decode
-from semievol.wording import stage_label
+from semievol.wording import counted, stage_label
 
 FINAL = ("succeeded", "failed", "cancelled")
 POLL_SECONDS = 1.0
@@ -51,7 +51,7 @@ def lines_of(job: Json) -> list[Line]:
         Line(
             name=str(stage["name"]),
             label=stage_label(str(stage["name"])),
-            noun=noun_of(str(stage["name"])),
+            noun=counted(str(stage["name"])),
             state=str(stage.get("state")),
             done=int(stage.get("done") or 0),
             total=int(stage.get("total") or 0),
@@ -63,18 +63,15 @@ def lines_of(job: Json) -> list[Line]:
     return [line for line in lines if line.label != line.name]
 
 
-def noun_of(stage: str) -> str:
-    """What a stage counts; the API joins the shards of a round and counts those."""
-    if stage.endswith("/generate"):
-        return "shard"
-    return "step" if stage == "warm-up" or stage.endswith("/train") else "row"
+def outcome_facts(line: Line, last_loss: tuple[int, float] | None = None) -> dict[str, Any]:
+    """Those facts of a stage that make a sentence, where they are whole. Pure.
 
-
-def outcome_facts(line: Line) -> dict[str, Any]:
-    """Those facts of a stage that make a sentence, where they are whole. Pure."""
+    `last_loss`: (step, nats per token) of a training; the job object has none.
+    """
     facts = {name: line.facts[name] for name in ("accuracy", "delivered", "decisions") if line.facts.get(name)}
     if {"rows", "steps"} <= line.facts.keys():
-        facts |= {"losses": line.facts.get("losses") or [], "rows": line.facts["rows"], "steps": line.facts["steps"]}
+        losses = [last_loss] if last_loss else []
+        facts |= {"losses": losses, "rows": line.facts["rows"], "steps": line.facts["steps"]}
     if line.name == "prepare":
         facts["rows"] = line.facts.get("rows") or {}
     return facts
@@ -90,6 +87,8 @@ class Board:
         self.console, self.clock = console, clock
         self.display = progress.Bars(console, 1) if console.is_terminal else progress.Lines(console, 1)
         self.said: set[str] = set()
+        self.losses: dict[str, tuple[int, float]] = {}
+        """Step and loss that were heard last of each training."""
         self.status = ""
 
     def show(self, job: Json) -> None:
@@ -103,7 +102,10 @@ class Board:
         self._status(job, lines)
 
     def told(self, event: Json) -> None:
-        """An event of the job: warnings and errors are printed, the rest shows in the job itself."""
+        """An event of the job: warnings and errors are printed, losses kept, the rest shows in the job itself."""
+        data = event.get("data")
+        if event.get("type") == "metrics" and isinstance(data, dict) and {"stage", "step", "train_loss"} <= data.keys():
+            self.losses[str(data["stage"])] = (int(data["step"]), float(data["train_loss"]))
         if event.get("level") in ("warn", "error"):
             self.say(str(event.get("message", "")), style="yellow")
 
@@ -124,6 +126,7 @@ class Board:
             if not self.console.is_terminal:
                 self.once(f"{line.label} ...")
         tracker.view.total = line.total
+        _, tracker.view.loss = self.losses.get(line.name, (0, None))
         if line.done > tracker.view.done:
             tracker.view.advance(line.done, now)
 
@@ -133,7 +136,7 @@ class Board:
             tracker.view = None
         total = line.total if line.noun == "shard" else 0  # of a stage that is done, the facts say more than 1/1
         view = progress.View(line.label, line.noun, total, 1, now - line.seconds)
-        note = progress.result(line.name, outcome_facts(line), view, now)
+        note = progress.result(line.name, outcome_facts(line, self.losses.get(line.name)), view, now)
         if self.console.is_terminal:
             mark = Text("✓ " if self.console.encoding.startswith("utf") else "* ", style="green")
             self.console.print(mark + Text(f"{line.label}  ") + Text(note, style="dim"), soft_wrap=True)

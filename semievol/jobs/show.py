@@ -75,7 +75,7 @@ def stages(console: Console, found: Sequence[Json]) -> None:
     """The stages of a job."""
     cells = (
         (
-            wording.stage_label(stage["name"]),
+            wording.work_label(stage["name"]),
             stage["state"],
             f"{stage['done']:,}/{stage['total']:,}" if stage["total"] else "",
             wording.duration(stage["seconds"]) if stage["seconds"] is not None else "",
@@ -172,7 +172,7 @@ def _status(found: Json) -> Text:
 
 def _stage(found: Json) -> str:
     stage = found["semievol"].get("stage")
-    return wording.stage_label(stage) if stage else ""
+    return wording.work_label(stage) if stage else ""
 
 
 def _progress(found: Json) -> str:

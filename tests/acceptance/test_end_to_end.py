@@ -14,7 +14,7 @@ import pytest
 
 from demo.__main__ import answer_tickets
 from demo.tasks import HELPDESK
-from tests.acceptance.conftest import JOBS, UNLABELED, Deployment, input_files, one_machine
+from tests.deployments import JOBS, UNLABELED, Deployment, input_files, one_machine
 from tests.servers import wait_for
 
 pytestmark = pytest.mark.slow
@@ -61,6 +61,7 @@ def test_three_processes_leave_the_same_bytes(large: Deployment, first: dict[str
     check_same(large.results(job_id), first)
 
 
+@pytest.mark.long
 def test_three_units_at_once_leave_the_same_bytes(tmp_path: Path, first: dict[str, bytes]) -> None:
     with one_machine(tmp_path / "service", SEMIEVOL_SLOTS="3") as deployment:
         job_id, most = deployment.post_job("first"), 0

@@ -20,7 +20,7 @@ import pytest
 from filelock import FileLock
 
 from tests.acceptance import openai_script
-from tests.acceptance.conftest import RECIPE, Deployment, input_files, one_machine
+from tests.deployments import RECIPE, Deployment, input_files, one_machine
 from tests.servers import ROOT
 
 pytestmark = pytest.mark.slow

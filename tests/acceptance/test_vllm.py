@@ -25,7 +25,7 @@ from semievol.wording import serve_command
 from store.database import Database
 from store.models import StageRow
 from store.objects import LocalObjects
-from tests.acceptance.conftest import BASE, JOBS, Deployment, input_files, one_machine
+from tests.deployments import BASE, JOBS, Deployment, input_files, one_machine
 from tests.servers import free_port, wait_for
 
 VLLM = shutil.which("vllm", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))

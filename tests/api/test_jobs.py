@@ -8,7 +8,10 @@ from typing import Any
 import openai
 import pytest
 from sqlalchemy import event, func, select, update
+from tokenizers import Tokenizer
 
+from api.services.validation import pieces, segments
+from semievol.prompts import Message
 from semievol.recipe import MODEL_RECIPE
 from store.models import File, Job, Project, Request, Unit
 from store.settings import Settings
@@ -471,6 +474,11 @@ def test_a_running_job_shows_how_far_it_is(service: Service) -> None:
         ("base", "done", 1),
         ("warm-up", "running", 30),
     ]
+    assert [(stage["label"], stage["unit_of_count"]) for stage in told["stages"]] == [
+        ("Check the files", None),
+        ("Measure the base model", None),
+        ("Fine-tune on the labels (SFT)", "steps"),
+    ]
     assert told["stages"][0]["facts"] == {"rows": {"labeled": 9}, "overlaps": overlaps}
     rows.set_unit(service, job_id, "propagate", state="done")
     for number in range(12):
@@ -483,6 +491,7 @@ def test_a_running_job_shows_how_far_it_is(service: Service) -> None:
     seen.append(told["progress"])
     assert told["stages"][-1]["name"] == told["stage"] == "round-1/generate"
     assert (told["stages"][-1]["done"], told["stages"][-1]["total"], told["round"]) == (6, 12, 1)
+    assert (told["stages"][-1]["label"], told["stages"][-1]["unit_of_count"]) == ("Generate answers", "shards")
     for number in range(12):
         rows.set_unit(service, job_id, f"round-1/generate-{number:05d}", state="done")
     rows.set_unit(service, job_id, "round-1/review", "cpu", state="waiting")
@@ -556,8 +565,8 @@ def test_validation_starts_and_stores_nothing(service: Service) -> None:
     assert told["recipe"]["warmup"]["steps"] == 10
     assert told["answers"] == {"kind": "choice", "options": ["x", "y"], "mix": {"x": 2, "y": 2}}
     assert told["loss_mask"][0] == [
-        {"role": "user", "text": "question a", "trained": False},
-        {"role": "assistant", "text": "x", "trained": True},
+        {"role": "user", "text": "question a", "trained": False, "tokens": None},
+        {"role": "assistant", "text": "x", "trained": True, "tokens": None},
     ]
     assert told["token_lengths"] is None
     assert any("tokenizer.json" in note for note in told["notes"])
@@ -581,7 +590,7 @@ def test_validation_reads_csv_and_tells_what_several_files_hold(service: Service
         ("unlabeled", "labeled", 1, [1]),
     ]
     assert [(one["role"], one["rows"]) for one in told["overlaps"]["repeated"]] == [("unlabeled", 1)]
-    assert told["loss_mask"][0][1] == {"role": "assistant", "text": "x", "trained": True}
+    assert told["loss_mask"][0][1] == {"role": "assistant", "text": "x", "trained": True, "tokens": None}
     assert any("1 labeled row (line 3) also in the validation file" in note for note in told["notes"])
 
 
@@ -629,6 +638,34 @@ def test_validation_measures_with_the_models_tokenizer(service: Service, tmp_pat
     assert lengths["rows"] == 10
     assert 1 <= lengths["p50"] <= lengths["p90"] <= lengths["p99"] <= lengths["max"]
     assert told["estimate"]["warmup_tokens"] == round(lengths["mean"] * 9 * 3)  # one of the ten rows is held out
+    question, reply = told["loss_mask"][1]
+    assert "".join(question["tokens"]) == question["text"] == "word word "
+    assert len(question["tokens"]) > 1
+    assert reply["tokens"] == ["x"]
+
+
+@pytest.mark.parametrize("text", ["", " two  words \n", "naïve 🐈‍⬛ 漢字 \u0301\u200b"])
+def test_tokens_put_together_are_the_text(text: str) -> None:
+    tokenizer = Tokenizer.from_file(str(Path(__file__).parents[2] / "demo" / "base" / "tokenizer.json"))
+    (turn,) = segments([Message("user", text)], tokenizer)
+    assert turn.tokens is not None
+    assert "".join(turn.tokens) == text
+    assert all(turn.tokens)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends", "cut"),
+    [
+        ("", [], []),
+        ("ab cd", [2, 5], ["ab", " cd"]),
+        ("é!", [1, 1, 2], ["é", "!"]),  # two tokens are one character
+        ("ab  ", [1, 2], ["a", "b  "]),
+        ("  ", [], ["  "]),
+        ("abc", [2, 1, 3], ["ab", "c"]),
+    ],
+)
+def test_texts_are_cut_where_tokens_end(text: str, ends: list[int], cut: list[str]) -> None:
+    assert pieces(text, ends) == cut
 
 
 def test_validation_reports_instead_of_refusing(service: Service) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select
+from starlette.testclient import TestClient
 
 from store.models import Job
 from store.settings import Settings
@@ -57,6 +58,16 @@ def test_a_job_from_create_to_review(service: Service) -> None:
     for move in ("pause", "resume", "cancel"):
         assert service.client.post(f"{JOBS}/{job_id}/{move}").status_code == 200
     assert service.client.post(f"{JOBS}/{job_id}/cancel").status_code == 409
+
+
+def test_a_session_from_sign_in_to_sign_out(service: Service) -> None:
+    origin = {"Origin": "http://testserver"}
+    with TestClient(service.app) as browser:
+        told = browser.post("/v1/session", json={"api_key": service.user_key}, headers=origin).json()
+        assert browser.get("/v1/session").json() == told
+        assert browser.get("/v1/files").status_code == 200
+        assert browser.delete("/v1/session", headers=origin).json()["deleted"] is True
+        assert browser.get("/v1/session").status_code == 401
 
 
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "same"}])

@@ -114,6 +114,24 @@ def test_the_window_slides() -> None:
     assert limiter.wait_seconds("b", 20) == 0
 
 
+def test_what_is_taken_back_does_not_count() -> None:
+    limiter = RateLimiter(2)
+    assert [limiter.wait_seconds("a", at) for at in (0, 1)] == [0, 0]
+    limiter.take_back("a")
+    limiter.take_back("b")
+    assert [limiter.wait_seconds("a", at) for at in (2, 3)] == [0, 57]
+
+
+def test_addresses_without_end_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.auth.MOST_KNOWN", 3)
+    limiter = RateLimiter(1)
+    assert [limiter.wait_seconds(name, 0) for name in ("a", "b", "c")] == [0, 0, 0]
+    assert limiter.wait_seconds("d", 50) == 0
+    assert limiter.wait_seconds("a", 51) == 9  # it still counts
+    assert limiter.wait_seconds("e", 70) == 0
+    assert set(limiter._asked) == {"d", "e"}
+
+
 def test_a_key_that_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> None:
     with open_service(make_settings(tmp_path, requests_per_minute=2)) as service:
         assert [service.user.get("/v1/models").status_code for _ in range(3)] == [200, 200, 429]

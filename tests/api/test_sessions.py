@@ -12,11 +12,12 @@ from starlette.testclient import TestClient
 
 from api.browser import COOKIE
 from api.routes.session import WRONG_KEYS_PER_MINUTE
-from store import sessions
+from store import sessions, webhooks
 from store.models import ApiKey, SignIn
 from tests.api.service import PROJECT, Server, Service
 from tests.api.test_files import error_of
 from tests.api.test_keys import bearer
+from worker.sweep import Sweep
 
 HOST = "pages.test"
 OWN = {"Origin": f"http://{HOST}", "Sec-Fetch-Site": "same-origin"}
@@ -271,6 +272,15 @@ def test_behind_a_real_server_a_program_signs_in_and_asks(server: Server) -> Non
         assert program.get("/v1/session").status_code == 401
 
 
+def test_a_proxy_on_this_machine_is_believed_that_the_browser_came_by_https(server: Server) -> None:
+    import httpx
+
+    body = {"api_key": server.service.user_key}
+    for proto in ("http", "https"):
+        answer = httpx.post(f"{server.url}/v1/session", json=body, headers={"X-Forwarded-Proto": proto})
+        assert ("Secure" in answer.headers["set-cookie"]) == (proto == "https")
+
+
 def test_sessions_of_the_past_are_swept(service: Service, browser: TestClient) -> None:
     sign_in(browser, service.user_key)
     with browsing(service) as other:
@@ -278,6 +288,7 @@ def test_sessions_of_the_past_are_swept(service: Service, browser: TestClient) -
         with service.database.write() as session:
             old = sessions.digest(browser.cookies[COOKIE])
             session.execute(update(SignIn).where(SignIn.secret_sha256 == old).values(expires_at=1.0))
-        with service.database.write() as session:
-            sessions.forget_expired(session)
+        with webhooks.open_client() as client:
+            sweeping = Sweep(service.settings, service.database, service.parts.objects, lambda kinds: None, client)
+            sweeping.collect_garbage()
         assert [row.secret_sha256 for row in rows(service)] == [sessions.digest(other.cookies[COOKIE])]

@@ -159,7 +159,7 @@ class Stack:
         }
 
     def check_invariants(self, job_id: str) -> None:
-        """One end, every row labeled once, one adapter, nothing alive, no scratch files, events that replay."""
+        """One end, rows and losses told once, one adapter, nothing alive, no scratch files, events that replay."""
         with self.database.read() as session:
             job = session.get_one(Job, job_id)
             numbers = list(session.scalars(select(JobEvent.number).where(JobEvent.job_id == job_id)))
@@ -174,9 +174,25 @@ class Stack:
         assert not open_units
         if job.status == "succeeded":
             assert sorted(labels) == list(range(1, 129))
+            assert self.told_losses(job_id) == self.losses(job_id)
             assert sorted(results) == ["adapter.zip", "pseudo_labels.jsonl", "report.html", "step_metrics.csv"]
         scratch = self.folder / "data" / "scratch"
         wait_for(lambda: not list(scratch.glob("*")), "the end of the scratch files", 15)  # the job ends before them
+
+    def told_losses(self, job_id: str) -> dict[str, list[list[float]]]:
+        """(Step, loss) of the events by stage, in order."""
+        told: dict[str, list[list[float]]] = {}
+        with self.database.read() as session:
+            for event in self._events(session, job_id):
+                if event.type == "metrics" and event.data:
+                    told.setdefault(event.data["stage"], []).append([event.data["step"], event.data["train_loss"]])
+        return told
+
+    def losses(self, job_id: str) -> dict[str, list[list[float]]]:
+        """(Step, loss) that the trainings logged, by stage."""
+        with self.database.read() as session:
+            rows = session.scalars(select(StageRow).where(StageRow.job_id == job_id)).all()
+        return {row.name: row.facts["losses"] for row in rows if "losses" in row.facts}
 
     @staticmethod
     def _events(session: Session, job_id: str) -> list[JobEvent]:

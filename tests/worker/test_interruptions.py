@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "victims"),
     [
-        ("sqlite", ("runner", "supervisor")),
+        pytest.param("sqlite", ("runner", "supervisor"), marks=pytest.mark.long),
         pytest.param("postgres", ("runner", "runner"), marks=pytest.mark.long),
         pytest.param("postgres", ("supervisor", "supervisor"), marks=pytest.mark.long),
         ("postgres", ("main", "main")),
@@ -85,6 +85,7 @@ def test_pause_and_resume_lose_at_most_a_checkpoint(sqlite_stack: Stack, undistu
     finish(sqlite_stack, job_id, undisturbed)
 
 
+@pytest.mark.long
 def test_a_paused_generation_and_a_stopped_worker_change_nothing(
     postgres_stack: Stack, undisturbed: dict[str, str]
 ) -> None:
