@@ -2,8 +2,8 @@
 
 The rows are as selection makes them: those accepted are the surest, so that a page of the surest rejected rows lies far
 down in an order by confidence. Shards have 512 rows of 4 collaborators; all but their lines are the same in each shard.
-Besides there is a job whose rows are all generated and not yet decided. Figures are medians of requests of which no two
-ask for the same.
+Besides there is a job whose rows are all generated and not yet decided. Figures are medians of requests one after the
+other; of pages within an order and of details no two ask for the same.
 """
 
 import hashlib
@@ -127,8 +127,8 @@ def fill(database: Database, objects: ObjectStore, folder: Path, rows: int) -> N
             session.flush()
             unit = jobs.add_unit(session, job_id, "prepare", "cpu").id
             for number, (name, facts, files) in enumerate(committed, start=1):
-                row = {"number": number, "seconds": 1.0, "facts": facts, "files": files}
-                session.add(StageRow(job_id=job_id, name=name, unit_id=unit, **row))
+                made: dict[str, Any] = {"number": number, "seconds": 1.0, "facts": facts, "files": files}
+                session.add(StageRow(job_id=job_id, name=name, unit_id=unit, **made))
         load(session, DECIDED, 1, map(label, range(1, rows + 1)))
 
 
