@@ -185,28 +185,35 @@ def _parts(wanted: LabelFilter, order: Order) -> list[list[ColumnElement[bool]]]
     What a person changed is apart: those rows are few and have an index of their own, and in the others `decision` and
     `answer` are the columns.
     """
-    whole = wanted._replace(decision=None, answer=None, reviewed=None)
-    other = [_CONDITIONS[name](value) for name, value in whole._asdict().items() if value is not None]
+    apart = {"decision", "answer", "reviewed", "outcome"}
+    asked = {name: value for name, value in wanted._asdict().items() if value is not None}
+    other = [_CONDITIONS[name](value) for name, value in asked.items() if name not in apart]
     by_decision = order != "line" or wanted.min_entropy is not None or wanted.max_entropy is not None
-    if not by_decision and (wanted.decision, wanted.answer, wanted.reviewed) == (None, None, None):
-        return [other]
+    columns = [(getattr(PseudoLabel, name), asked[name]) for name in ("answer", "outcome") if name in asked]
+    if not by_decision and not asked.keys() & {"decision", "answer", "reviewed"}:
+        return [[*other, *(column == value for column, value in columns)]]
     parts = []
     if wanted.reviewed is not True:
+        plain = [PseudoLabel.reviewed_at.is_(None), *other, *(column == value for column, value in columns)]
         sides = [wanted.decision] if wanted.decision or not by_decision else ["accept", "reject"]
-        plain = [PseudoLabel.reviewed_at.is_(None), *other]
-        if wanted.answer is not None:
-            plain.append(PseudoLabel.answer == wanted.answer)
         parts += [plain if side is None else [PseudoLabel.decision == side, *plain] for side in sides]
     if wanted.reviewed is not False:
-        changed = [PseudoLabel.reviewed_at.is_not(None), *other]
-        if wanted.decision is not None:
-            changed.append(func.coalesce(PseudoLabel.reviewed_decision, PseudoLabel.decision) == wanted.decision)
-        if wanted.answer is not None:
-            changed.append(func.coalesce(PseudoLabel.reviewed_answer, PseudoLabel.answer) == wanted.answer)
-        parts.append(changed)
+        named = {"decision": wanted.decision, "answer": wanted.answer, "outcome": wanted.outcome}
+        left = [_AS_LEFT[name] == value for name, value in named.items() if value is not None]
+        parts.append([*(_changed() if order != "line" else _changed()[:1]), *other, *left])
     return parts
 
 
+def _changed() -> list[ColumnElement[bool]]:
+    """Rows that people changed. SQLite keeps no statistics and takes their index for the second condition's sake."""
+    return [PseudoLabel.reviewed_at.is_not(None), PseudoLabel.line > 0]
+
+
+_AS_LEFT = {
+    "decision": func.coalesce(PseudoLabel.reviewed_decision, PseudoLabel.decision),
+    "answer": func.coalesce(PseudoLabel.reviewed_answer, PseudoLabel.answer),
+    "outcome": func.coalesce(PseudoLabel.outcome, ""),  # so that no other index is taken
+}
 _VALUES = {"entropy": PseudoLabel.entropy, "confidence": PseudoLabel.confidence}
 _CONDITIONS: Mapping[str, Callable[[Any], ColumnElement[bool]]] = {
     "reason": lambda value: PseudoLabel.reason == value,
@@ -215,7 +222,6 @@ _CONDITIONS: Mapping[str, Callable[[Any], ColumnElement[bool]]] = {
     "round": lambda value: PseudoLabel.round == value,
     "consistent": lambda value: PseudoLabel.outcome == "consistent" if value else PseudoLabel.outcome != "consistent",
     "q": lambda value: PseudoLabel.question.contains(value, autoescape=True),
-    "outcome": lambda value: PseudoLabel.outcome == value,
 }
 
 
@@ -240,17 +246,13 @@ def judged(session: Session, job_id: str, borders: Sequence[float]) -> list[Judg
     same = or_(PseudoLabel.reviewed_answer.is_(None), PseudoLabel.reviewed_answer == PseudoLabel.answer)
     confidence = PseudoLabel.confidence
     bins = [(confidence < border, place) for place, border in enumerate(borders)]
-    rows = (
-        select(
-            PseudoLabel.decision.label("decided"),
-            func.coalesce(PseudoLabel.reviewed_decision, "accept").label("decision"),
-            case((same, 1), else_=0).label("same"),
-            case((confidence.is_(None), -1), *bins, else_=len(borders)).label("place"),
-        )
-        .where(PseudoLabel.job_id == job_id, PseudoLabel.reviewed_at.is_not(None))
-        .subquery()
-        .c
-    )
+    changed = select(
+        PseudoLabel.decision.label("decided"),
+        func.coalesce(PseudoLabel.reviewed_decision, "accept").label("decision"),
+        case((same, 1), else_=0).label("same"),
+        case((confidence.is_(None), -1), *bins, else_=len(borders)).label("place"),
+    ).where(PseudoLabel.job_id == job_id, *_changed())
+    rows = changed.subquery().c
     found: Iterable[Any] = session.execute(select(*rows, func.count()).group_by(*rows))
     return [
         Judged(decided, decision, bool(same), place if place >= 0 else None, count)
