@@ -18,6 +18,7 @@ from semievol.agreement import (
     label_sampled,
     label_scored,
     mean_probabilities,
+    provisional,
 )
 from semievol.answers import Answers
 
@@ -110,6 +111,20 @@ def test_the_majority_is_the_largest_group_and_the_surer_among_equals(
 def test_candidates_are_one_reply_for_each_answer_the_most_voted_first() -> None:
     trials = [said("a", -3), said("b", -2), said(None), said("b", -1)]
     assert candidates(trials, EXACT) == [trials[3].reply, trials[0].reply]
+
+
+@pytest.mark.parametrize(
+    ("trials", "agreed", "entropy"),
+    [
+        ([said("a", -1), said("a", -3)], "consistent", 2.0),
+        ([said("a", -1), said("a", -3), said("b", -9)], "differed", 2.0),
+        ([said("a", -1), said(None, -3)], "differed", 1.0),
+        ([said(None), said(None)], "unparsable", math.nan),
+        ([], "too_long", math.nan),
+    ],
+)
+def test_what_is_told_of_a_row_before_anything_is_decided(trials: list[Trial], agreed: str, entropy: float) -> None:
+    assert provisional(trials, EXACT) == (agreed, pytest.approx(entropy, nan_ok=True))
 
 
 def test_entropy_is_the_mean_surprise_of_the_response_s_tokens() -> None:
