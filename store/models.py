@@ -389,4 +389,4 @@ class Worker(Row):
     memory_bytes: Mapped[int | None]
     """Resident memory of the supervisor, its fork server and its runner, when it was last seen."""
     gpu_memory_bytes: Mapped[int | None]
-    """Memory of the GPU that the runner has taken; None where nobody can tell."""
+    """What the runner's torch has taken of its GPU; None where it uses none."""

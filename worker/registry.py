@@ -72,8 +72,13 @@ def record_runner(session: Session, identity: str, unit_id: str | None, pid: int
     session.execute(
         update(Worker)
         .where(Worker.id == identity)
-        .values(unit_id=unit_id, runner_pid=pid, runner_started=started, seen_at=now())
+        .values(unit_id=unit_id, runner_pid=pid, runner_started=started, gpu_memory_bytes=None, seen_at=now())
     )
+
+
+def note_gpu_memory(session: Session, identity: str, taken_bytes: int) -> None:
+    """What the worker's runner says that it has taken of its GPU."""
+    session.execute(update(Worker).where(Worker.id == identity).values(gpu_memory_bytes=taken_bytes))
 
 
 def scratch_of(data: Path, identity: str) -> Path:

@@ -154,7 +154,20 @@ class Runner:
         now = time.monotonic()
         if now - self.told_at >= PROGRESS_SECONDS or done == total or loss is not None:
             self.told_at = now
-            self.pipe.tell("progress", stage=self.current, done=done, total=total, loss=loss)
+            self.pipe.tell(
+                "progress",
+                stage=self.current,
+                done=done,
+                total=total,
+                loss=loss,
+                gpu_memory_bytes=gpu_memory_bytes(),
+            )
+
+
+def gpu_memory_bytes() -> int | None:
+    """What torch has taken of the GPU for this process; None where no GPU is in use. Does not load torch for it."""
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.memory_reserved()) if torch is not None and torch.cuda.is_initialized() else None
 
 
 class _Late:

@@ -117,6 +117,7 @@ class Attempt:
         self.scratch = own / f"{claim.unit_id}-{claim.token[:8]}"
         self.process: Forked | None = None
         self.progress = Progress()
+        self.gpu_memory_bytes: int | None = None
         self.error: dict[str, Any] | None = None
         self.stop_asked_at: float | None = None
         self.stop_reason = ""
@@ -206,6 +207,7 @@ class Attempt:
     def _hear(self, message: dict[str, Any]) -> None:
         kind = message.pop("kind")
         if kind == "progress":
+            self.gpu_memory_bytes = message.pop("gpu_memory_bytes", None)
             self.progress.hear(**message)
         elif kind == "started":
             self.progress.hear(**message, done=0, total=0)
@@ -240,6 +242,8 @@ class Attempt:
                 status = units.renew(session, self.claim, self.settings.lease_seconds, **self.progress.values)
                 if status is not None:
                     self._tell_losses(session)
+                if self.gpu_memory_bytes is not None:
+                    registry.note_gpu_memory(session, self.supervisor.worker_id, self.gpu_memory_bytes)
         except OperationalError:  # unknown is not lost: go on until our own clock says that the lease has ended
             return
         if status is None:

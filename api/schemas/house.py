@@ -20,7 +20,7 @@ class WorkerView(BaseModel):
     """A worker of the last hour. `alive`: it was seen within the last minute.
 
     `memory_bytes`: what its process, its fork server and its runner hold, when it was last seen; null where nobody can
-    tell. `gpu_memory_bytes`: of the runner's engine, null where it does not tell.
+    tell. `gpu_memory_bytes`: what the runner's torch has taken of its GPU; null where it uses none.
     """
 
     id: str

@@ -1,18 +1,23 @@
 """The same requests on PostgreSQL, where statements differ: JSON filters, groups, locks and races."""
 
+import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
+from store import jobs
+from store.ids import event_id
 from store.models import Job
 from store.settings import Settings
 from tests.api import rows
-from tests.api.service import Service, make_settings
+from tests.api.service import Server, Service, make_settings
 from tests.servers import postgres
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -87,6 +92,37 @@ def test_racing_creates_make_one_job(service: Service, headers: dict[str, str]) 
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert _count(service) == before + 1
+
+
+def test_watchers_miss_nothing_that_several_write_at_once(server: Server) -> None:
+    """Writers that overlap commit their numbers in order, so a look that comes amid them skips none."""
+    service = server.service
+    job_id = rows.create(service)
+    rows.start_job(service, job_id)
+    heard: list[list[str]] = []
+
+    def write() -> None:
+        for _ in range(40):
+            with service.database.write() as session:
+                for number in range(2):
+                    jobs.add_event(session, job_id, f"something {number}")
+                    time.sleep(0.005)
+
+    def watch(after: int) -> None:
+        headers = {"Authorization": f"Bearer {service.key}", "Last-Event-ID": event_id(job_id, after)}
+        url = f"{server.url}{JOBS}/{job_id}/events?stream=true"
+        heard.append(re.findall("^id: (.*)$", httpx.get(url, headers=headers, timeout=60).text, re.MULTILINE))
+
+    writers = [threading.Thread(target=write) for _ in range(3)]
+    watchers = [threading.Thread(target=watch, args=(3,)) for _ in range(12)]
+    for thread in (*watchers, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    rows.finish_job(service, job_id)
+    for thread in watchers:
+        thread.join()
+    assert heard == [[event_id(job_id, number) for number in range(4, 245)]] * len(watchers)
 
 
 def _count(service: Service) -> int:

@@ -6,16 +6,22 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select, update
 
+from store import jobs, units
 from store.database import Database
-from store.models import Worker
-from tests.servers import postgres, wait_for
+from store.models import Job, Project, Unit, Worker
+from store.objects import LocalObjects
+from store.settings import Settings
+from tests.servers import ROOT, postgres, wait_for
 from tests.worker.conftest import Stack
-from worker import registry
+from worker import commits, registry
 from worker.memory import held_bytes
+from worker.runner import gpu_memory_bytes
+from worker.supervisor import Attempt, Supervisor
 
 MIB = 1024**2
 HOLDER = f"import os, sys; held = b'x' * {64 * MIB}; print(os.getpid(), flush=True); sys.stdin.read()"
@@ -78,6 +84,52 @@ def test_a_worker_that_was_forgotten_is_known_again(database: Database) -> None:
         registry.leave(session, "here:1:0")
     registry.beat(database, "here:1:0", ["cpu"])
     assert [worker.kinds for worker in workers(database)] == [["cpu"]]
+
+
+def test_what_the_runner_says_of_its_gpu_goes_with_the_runner(tmp_path: Path, database: Database) -> None:
+    settings = Settings(data=tmp_path, database_url=str(database.url))
+    with database.write() as session:
+        session.add(Project(id="p"))
+        session.flush()
+        empty: dict[str, Any] = {"model_source": {"source": "m"}, "recipe": {}, "inputs": {}, "asked": {}}
+        session.add(Job(id="j", project_id="p", created_by="k", method="semievol", model="m", seed=0, **empty))
+        session.flush()
+        unit = jobs.add_unit(session, "j", "propagate", "gpu").id
+    runners: Any = None  # nothing is started here
+    objects = LocalObjects(tmp_path / "objects")
+    supervisor = Supervisor(
+        settings, database, objects, runners=runners, ring=lambda kinds: None, kinds=["gpu"], stopping=lambda: False
+    )
+    registry.beat(database, supervisor.worker_id, ["gpu"])
+    with database.write() as session:
+        claim = units.claim(session, supervisor.worker_id, ["gpu"], 60)
+        assert claim is not None
+        attempt = Attempt(supervisor, claim, commits.begin(session, claim))
+    for taken in (None, 5 * 2**30, 6 * 2**30):
+        attempt._hear({"kind": "progress", "stage": "warm-up", "done": 1, "total": 9, "gpu_memory_bytes": taken})
+        attempt._beat()
+        assert workers(database)[0].gpu_memory_bytes == taken
+    with database.read() as session:
+        assert session.get_one(Unit, unit).done == 1
+    attempt.clean_up()
+    assert workers(database)[0].gpu_memory_bytes is None
+
+
+def test_a_runner_without_torch_or_gpu_tells_nothing_of_it() -> None:
+    code = (
+        "import sys\nfrom worker.runner import gpu_memory_bytes\n"
+        "assert gpu_memory_bytes() is None\nassert 'torch' not in sys.modules\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
+
+
+@pytest.mark.gpu
+def test_a_runner_with_a_gpu_tells_what_torch_has_taken() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    held = torch.zeros(64 * MIB, dtype=torch.uint8, device="cuda")
+    assert (gpu_memory_bytes() or 0) >= held.numel()
 
 
 def test_two_threads_of_a_worker_make_one_row() -> None:

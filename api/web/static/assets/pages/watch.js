@@ -90,6 +90,7 @@ function useRate({ state, done, total, name }) {
 
 // --- what the model believes -----------------------------------------------------------------------------------------
 
+/** How each outcome is drawn, in the order in which they are stacked. */
 const LOOKS = { consistent: "semievol", justified: "tint", majority: "tint", differed: "hollow", balanced: "hollow", unparsable: "base" };
 
 /** Outcomes and entropies of the rows so far. `changed`: counts up when there may be more. */
@@ -104,10 +105,11 @@ function Beliefs({ job, changed }) {
   const title = html`<h2 id="beliefs">What the model believes</h2>`;
   if (!data || data.state === "none") return html`<section aria-labelledby="beliefs">${title}<p class="soft">Nothing yet: the model answers the unlabeled rows once it has learned from the labels.</p></section>`;
   const all = Object.values(data.outcomes).reduce((sum, rows) => sum + rows, 0);
-  const shown = Object.entries(data.entropy.outcomes).filter(([, counts]) => counts.some(Boolean));
+  const place = ([name]) => (Object.keys(LOOKS).indexOf(name) + 99) % 99;
+  const shown = Object.entries(data.entropy.outcomes).filter(([, counts]) => counts.some(Boolean)).sort((a, b) => place(a) - place(b));
   return html`<section aria-labelledby="beliefs">
     <div class="between">${title}<span class="small soft num">${count(data.rows)}${data.total ? ` of ${count(data.total)}` : ""} rows answered</span></div>
-    <ul class="shares">${Object.entries(data.outcomes).map(([name, rows]) => html`<li>
+    <ul class="shares">${Object.entries(data.outcomes).sort((a, b) => place(a) - place(b)).map(([name, rows]) => html`<li>
       <div class="between small"><span>${capital(OUTCOMES[name] ?? REASONS[name] ?? name)}</span><span class="num">${count(rows)} · ${percent(rows / all)}</span></div>
       <${ShareBar} share=${rows / all} look=${LOOKS[name] ?? "base"} /></li>`)}</ul>
     ${shown.length > 0 && html`<h3>Entropy of the replies, in nats per token</h3>
