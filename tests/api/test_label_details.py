@@ -12,7 +12,6 @@ from semievol.pipeline import Job, run
 from semievol.recipe import Recipe
 from semievol.tables import ANSWERED, read_rows, write_rows
 from store.models import StageRow
-from store.objects import open_object
 from tests.api import rows
 from tests.api.service import Service
 from tests.tickets import tickets, write_labeled, write_unlabeled
@@ -184,18 +183,6 @@ def test_a_row_of_which_nothing_is_known_says_so(done: Done) -> None:
     for line in (998, 1):
         answer = done.service.client.get(f"{done.url}/{line}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "trials_not_found")
-
-
-def test_an_object_is_read_from_anywhere(service: Service) -> None:
-    content = bytes(range(256)) * 20_000
-    entry = rows.put_object(service, content)
-    with open_object(service.parts.objects, entry["sha256"], len(content)) as file:
-        for place, length in ((5_000_000, 300_000), (0, 10), (4, 1_500_000), (len(content) - 3, 10)):
-            assert file.seek(place) == place
-            assert file.read(length) == content[place : place + length]
-        assert file.seek(-8, 2) == len(content) - 8
-        assert file.read() == content[-8:]
-        assert file.read(1) == b""
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

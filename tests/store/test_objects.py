@@ -1,13 +1,14 @@
 """The object store: a folder, and a bucket of a real S3 server."""
 
 import hashlib
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from store.objects import LocalObjects, ObjectMissing, ObjectStore, S3Objects, open_objects
+from store.objects import LocalObjects, ObjectMissing, ObjectStore, S3Objects, open_object, open_objects
 from store.settings import Settings
 from tests.servers import free_port
 
@@ -59,6 +60,19 @@ def test_what_was_put_is_read_whole_and_in_parts(objects: ObjectStore, tmp_path:
     assert b"".join(objects.read(DIGEST, 5, 0)) == b""
     objects.fetch(DIGEST, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == CONTENT
+
+
+def test_an_object_is_a_file_that_is_read_anywhere(objects: ObjectStore, tmp_path: Path) -> None:
+    put(objects, tmp_path)
+    with open_object(objects, DIGEST, len(CONTENT)) as file:
+        for place, length in ((1_200_000, 70_000), (0, 10), (4, 1_100_000), (len(CONTENT) - 3, 10)):
+            assert file.seek(place) == place
+            assert file.read(length) == CONTENT[place : place + length]
+        assert file.seek(-8, os.SEEK_END) == len(CONTENT) - 8
+        assert file.read() == CONTENT[-8:]
+        assert file.read(1) == b""
+    with open_object(objects, "0" * 64, 10) as file, pytest.raises(ObjectMissing):
+        file.read()
 
 
 def test_putting_again_changes_nothing(objects: ObjectStore, tmp_path: Path) -> None:
