@@ -9,21 +9,35 @@ WIDTHS = (390, 1280)
 HEIGHT = 900
 
 LINES = """
+const shown = (box, element) => {
+  let {left, right, top, bottom} = box;
+  for (let outer = element; outer && outer !== document.body; outer = outer.parentElement) {
+    if (getComputedStyle(outer).overflow === "visible") continue;
+    const frame = outer.getBoundingClientRect();
+    [left, right] = [Math.max(left, frame.left), Math.min(right, frame.right)];
+    [top, bottom] = [Math.max(top, frame.top), Math.min(bottom, frame.bottom)];
+  }
+  return {left, right, top, bottom};
+};
 const linesOf = () => {
   const lines = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const root = document.querySelector("dialog[open]") ?? document.body;
+  const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const node = walker.currentNode, parent = node.parentElement;
-    if (!node.data.trim() || parent.closest("title, desc, style, .unseen")) continue;
+    if (!node.data.trim() || parent.closest("title, desc, style, option, .unseen")) continue;
     const range = document.createRange();
     range.selectNodeContents(node);
-    for (const box of range.getClientRects())
-      if (box.width > 1) lines.push({parent, box, text: node.data.trim().slice(0, 40)});
+    for (const whole of range.getClientRects()) {
+      const box = shown(whole, parent);
+      if (box.right - box.left > 1 && box.bottom - box.top > 1)
+        lines.push({node, parent, box, text: node.data.trim().slice(0, 40)});
+    }
   }
   return lines;
 };
 """
-"""JavaScript: every line of text that is shown, with its box."""
+"""JavaScript: every line of text that is shown, with the part of its box that no frame cuts off."""
 
 CUT = """
   const lines = linesOf();
@@ -37,7 +51,8 @@ OVERLAPS = """
   for (let i = 0; i < lines.length; i++)
     for (let j = i + 1; j < lines.length && lines[j].box.top < lines[i].box.bottom - 4; j++) {
       const a = lines[i].box, b = lines[j].box;
-      if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1) found.push([lines[i].text, lines[j].text]);
+      const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1;
+      if (wide && lines[i].node !== lines[j].node) found.push([lines[i].text, lines[j].text]);
     }
   return found;
 """

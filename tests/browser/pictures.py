@@ -8,7 +8,7 @@ Runs the demo's job and one that waits for review through the real service, whic
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import FloatRect, Page, sync_playwright
 
 from demo.generate import draw, write
 from demo.tasks import HELPDESK
@@ -68,7 +68,7 @@ def take(page: Page, name: str) -> None:
             page.wait_for_timeout(250)
             path = FOLDER / f"dashboard-{name}-{theme}-{NAMES[width]}.png"
             tall = page.evaluate("document.documentElement.scrollHeight")
-            clip = {"x": 0, "y": 0, "width": width, "height": min(TALLEST, max(HEIGHT, tall))}
+            clip = FloatRect(x=0, y=0, width=width, height=min(TALLEST, max(HEIGHT, tall)))
             page.screenshot(path=path, full_page=True, clip=clip)
             print(path.relative_to(ROOT))
 

@@ -29,7 +29,7 @@ const here = () => location.pathname + location.search;
 function followLinks(event) {
   const link = event.target.closest?.("a[href]");
   const plain = event.button === 0 && !event.metaKey && !event.ctrlKey && !event.shiftKey && !event.altKey;
-  if (!link || !plain || link.target || link.hasAttribute("download") || link.origin !== location.origin) return;
+  if (!link || !plain || link.hash || link.target || link.hasAttribute("download") || link.origin !== location.origin) return;
   if (!ROUTES.some(([pattern]) => pattern.test(link.pathname))) return;
   event.preventDefault();
   go(link.pathname + link.search);
@@ -62,7 +62,7 @@ function App() {
   return html`
     <a class="skip" href="#main">Skip to the page</a>
     <${Top} where=${where} session=${session} signOut=${signOut} />
-    <main id="main"><${Page} key=${pattern.exec(where)?.groups?.id ?? where} session=${session} ...${pattern.exec(where)?.groups} /></main>`;
+    <main id="main" tabindex="-1"><${Page} key=${pattern.exec(where)?.groups?.id ?? where} session=${session} ...${pattern.exec(where)?.groups} /></main>`;
 }
 
 function Top({ where, session, signOut }) {

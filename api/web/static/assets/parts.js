@@ -135,8 +135,12 @@ export function Copy({ text, label = "Copy" }) {
 export function Dialog({ label, close, children }) {
   const box = useRef();
   useEffect(() => {
-    box.current.showModal();
-    return () => box.current?.close();
+    const [element, before] = [box.current, document.activeElement];
+    element.showModal();
+    return () => {
+      element.close();
+      before?.focus(); // a dialog that is taken out of the page does not give the focus back by itself
+    };
   }, []);
   return html`<dialog ref=${box} aria-label=${label} onCancel=${(event) => (event.preventDefault(), close())}
     onClick=${(event) => event.target === box.current && close()}>${children}</dialog>`;

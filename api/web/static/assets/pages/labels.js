@@ -36,7 +36,7 @@ export function LabelsTab({ job, changed, again }) {
   const told = summary.data;
   return html`
     <${Failure} error=${summary.error} />
-    ${reviewing && html`<${Review} job=${job} summary=${told} start=${() => (setFilter(TO_REVIEW), setHere(0))} again=${again} />`}
+    ${reviewing && html`<${Review} job=${job} summary=${told} start=${(order) => (setFilter({ ...TO_REVIEW, order }), setHere(0))} again=${again} />`}
     ${told?.state === "decided" && html`<${Overview} told=${told} />`}
     <section aria-label="Rows">
       <${Filters} filter=${filter} set=${setFilter} told=${told} />
@@ -205,7 +205,7 @@ function Row({ path, line, close, edit, step }) {
 function Prompt({ messages, options }) {
   return html`<div>
     <h3>Prompt</h3>
-    ${messages.map((turn) => html`<div class="small soft">${turn.role}</div><div class="text said">${turn.content}</div>`)}
+    ${messages.map((turn) => html`<div class="small soft">${turn.role}</div><div class="text said" tabindex="0" role="region" aria-label=${turn.role}>${turn.content}</div>`)}
     ${options && html`<p class="small soft">Options: ${options.join(" · ")}</p>`}
   </div>`;
 }
@@ -221,7 +221,7 @@ function Trials({ label }) {
     </div>
     ${examples.size > 0 && html`<div>
       <h3>Worked examples in the prompt</h3>
-      <ul class="problems small">${[...examples.values()].sort((a, b) => b.similarity - a.similarity).map((one) => html`<li>
+      <ul class="problems small" tabindex="0" aria-label="Worked examples">${[...examples.values()].sort((a, b) => b.similarity - a.similarity).map((one) => html`<li>
         <div class="between"><span class="text">${one.question}</span><span class="num soft">similarity ${decimals(one.similarity)}</span></div>
         <strong class="text">${one.answer}</strong></li>`)}</ul>
     </div>`}`;
@@ -250,7 +250,7 @@ function Review({ job, summary, start, again }) {
   const go = () => action.run(() => post(`/v1/fine_tuning/jobs/${job.id}/review/complete`)).then((done) => done && again());
   return html`<section aria-labelledby="review">
     <div class="heading"><h2 id="review">The job waits for your review</h2>
-      <div class="row"><button onClick=${start}>Least sure first</button>
+      <div class="row"><button onClick=${() => start("confidence")}>Least sure first</button><button onClick=${() => start("line")}>As in the file</button>
       <${Sure} look="first" question="Let the job go on? It trains on the rows that are accepted now; after that they cannot be changed." yes="Go on with the job" action=${go}>Go on with the job<//></div></div>
     ${told && html`<dl class="figures">
       <div><dt>Would be trained on</dt><dd>${count(summary.decisions.accept)}</dd></div>
@@ -258,7 +258,7 @@ function Review({ job, summary, start, again }) {
       <div><dt>Right among them, estimated</dt><dd>${told.precision ? percent(told.precision.value) : "–"}</dd></div>
       ${told.precision && html`<div><dt>95 % interval</dt><dd>${(100 * told.precision.low).toFixed(1)} – ${(100 * told.precision.high).toFixed(1)}</dd></div>`}
     </dl>`}
-    <p class="small soft after">Each row that you judge sharpens the estimate: it weighs what you found among rows of equal certainty by how many such rows there are.</p>
+    <p class="small soft after">Each row that you judge sharpens the estimate: what you find among rows of equal certainty counts by how many such rows there are, and where you have not looked the model is believed. The least sure rows first finds mistakes soonest; rows as in the file give the fairest estimate.</p>
     <${Failure} error=${action.error} />
   </section>`;
 }

@@ -231,7 +231,7 @@ function Setting({ setting, value, resolved, set }) {
 
 function Checked({ told, unlabeled }) {
   return html`
-    ${told.errors.length > 0 && html`<div class="error" role="alert"><p><strong>This cannot start yet.</strong></p><ul class="problems">${told.errors.map((one) => html`<li class="text">${one.message}</li>`)}</ul></div>`}
+    ${told.errors.length > 0 && html`<div class="error" role="alert"><p><strong>This cannot start yet.</strong></p><ul class="problems" tabindex="0" aria-label="What is wrong">${told.errors.map((one) => html`<li class="text">${one.message}</li>`)}</ul></div>`}
     ${told.valid && html`<div class="row"><span class="badge good">ready</span><span>${unlabeled ? "SemiEvol: learn from the labels, then from the unlabeled rows that the model is sure of." : "Plain fine-tuning on the labeled rows; add unlabeled rows to learn from them too."}</span></div>`}
     <div class="pair checked">
       <div>
@@ -271,7 +271,7 @@ function Overlaps({ overlaps }) {
     ...overlaps.repeated.map((one) => `${count(one.rows, "row")} of ${one.role} ${one.also_in ? `also in ${one.also_in}` : "there more than once"} (${lines(one)})`),
     ...(overlaps.contradicting ? [`${count(overlaps.contradicting.rows, "row")} of ${overlaps.contradicting.role} ask the same and differ in the answer (${lines(overlaps.contradicting)})`] : []),
   ];
-  return html`<h3>Duplicates</h3>${said.length ? html`<ul class="problems small">${said.map((one) => html`<li>${one}</li>`)}</ul>` : html`<p class="small soft">None found.</p>`}`;
+  return html`<h3>Duplicates</h3>${said.length ? html`<ul class="problems small" tabindex="0" aria-label="Duplicates">${said.map((one) => html`<li>${one}</li>`)}</ul>` : html`<p class="small soft">None found.</p>`}`;
 }
 
 function Masked({ row }) {

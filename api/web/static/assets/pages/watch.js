@@ -153,9 +153,9 @@ function Log({ events }) {
   const watch = ({ target }) => setPinned(target.scrollHeight - target.scrollTop - target.clientHeight < 24);
   return html`<section aria-labelledby="log">
     <h2 id="log">Log</h2>
-    <ul class="log" role="log" ref=${box} onScroll=${watch} tabindex="0" aria-labelledby="log">
-      ${events.map((event) => html`<li key=${event.id} class=${{ warn: "warn", error: "error-line" }[event.level] ?? ""}><time class="soft num">${clock(event.created_at)}</time><span>${event.message}</span></li>`)}
-    </ul>
+    <div class="log" role="log" ref=${box} onScroll=${watch} tabindex="0" aria-labelledby="log">
+      <ul>${events.map((event) => html`<li key=${event.id} class=${{ warn: "warn", error: "error-line" }[event.level] ?? ""}><time class="soft num">${clock(event.created_at)}</time><span>${event.message}</span></li>`)}</ul>
+    </div>
   </section>`;
 }
 
