@@ -236,7 +236,7 @@ def test_hostile_text_is_text(page: Page, deployment: Deployment, tmp_path: Path
     ids = {}
     with deployment.http() as client:
         for role in ("labeled", "unlabeled"):
-            files = {"file": (f"<b>{role}</b>.jsonl", (tmp_path / f"{role}.jsonl").read_bytes())}
+            files = {"file": (f"<img src=x>{role}.jsonl", (tmp_path / f"{role}.jsonl").read_bytes())}
             ids[role] = client.post("/v1/files", files=files, data={"purpose": "fine-tune"}).json()["id"]
     body = {
         "model": "semievol-demo",
@@ -255,5 +255,5 @@ def test_hostile_text_is_text(page: Page, deployment: Deployment, tmp_path: Path
     page.goto(f"/jobs/{job_id}/verdict")
     expect(page.frame_locator("iframe").get_by_role("heading", name="Provenance")).to_be_visible()
     page.goto("/files")
-    expect(page.get_by_text("<b>labeled</b>.jsonl")).to_be_visible()
+    expect(page.get_by_text("<img src=x>labeled.jsonl")).to_be_visible()
     assert page.evaluate("window.harmed") is None
