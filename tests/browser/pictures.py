@@ -5,6 +5,7 @@
 Runs the demo's job and one that waits for review through the real service, which takes a few minutes.
 """
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -22,11 +23,13 @@ FOLDER = ROOT / "docs" / "images"
 NAMES = dict(zip(WIDTHS, ("phone", "desk"), strict=True))
 TALLEST = 1800
 """Pixels of a page that are shown."""
+MODELS = {"SEMIEVOL_MODELS": json.dumps({MODEL: {"source": "demo/base"}})}
+"""By a path that is the same on every machine, as it can be seen in the pictures."""
 
 
 def main() -> None:
     """Command line."""
-    with tempfile.TemporaryDirectory() as folder, one_machine(Path(folder, "service")) as deployment:
+    with tempfile.TemporaryDirectory() as folder, one_machine(Path(folder, "service"), **MODELS) as deployment:
         write(Path(folder, "service", "in"), HELPDESK, draw(HELPDESK, 7001, 64, 400, 100))
         deployment.upload()
         jobs = {"done": post(deployment, "help desk"), "waiting": post(deployment, "with review", review=True)}

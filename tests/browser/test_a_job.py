@@ -221,6 +221,7 @@ def test_filter_and_open_a_label(page: Page, deployment: Deployment) -> None:
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("Collaborator 4")
     expect(dialog).to_contain_text("similarity")
+    expect(dialog).to_contain_text("p < 10 %")
     expect(dialog.locator(".trial .token").first).to_be_visible()
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()

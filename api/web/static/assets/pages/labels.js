@@ -81,15 +81,15 @@ function Filters({ filter, set, told }) {
     <select value=${filter[name]} onChange=${put(name)}>${Object.entries({ "": "any", ...values }).map(([value, said]) => html`<option value=${value}>${said}</option>`)}</select></label>`;
   const listed = (counts, words) => Object.fromEntries(Object.entries(counts ?? {}).map(([name, rows]) => [name, `${words?.[name] ?? name} (${count(rows)})`]));
   const narrowed = Object.keys(NONE).some((name) => filter[name] !== NONE[name]);
-  return html`<div class="filters" role="search">
+  return html`<div class="filters many" role="search">
     <label class="field grow"><span>Search the questions</span><input type="search" value=${filter.q} onInput=${put("q")} /></label>
     ${choice("decision", "Decision", { accept: "accepted", reject: "rejected" })}
     ${choice("reason", "Reason", listed(told?.reasons, REASONS))}
     ${choice("outcome", "Agreement", listed(told?.outcomes, OUTCOMES))}
     ${Object.keys(told?.answers ?? {}).length > 1 && choice("answer", "Answer", listed(told.answers))}
     ${choice("reviewed", "Reviewed", { true: "yes", false: "no" })}
-    <label class="field narrow"><span>Entropy from</span><input type="number" step="0.1" value=${filter.min_entropy} onInput=${put("min_entropy")} /></label>
-    <label class="field narrow"><span>to</span><input type="number" step="0.1" value=${filter.max_entropy} onInput=${put("max_entropy")} /></label>
+    <label class="field"><span>Entropy from</span><input type="number" step="0.1" value=${filter.min_entropy} onInput=${put("min_entropy")} /></label>
+    <label class="field"><span>Entropy to</span><input type="number" step="0.1" value=${filter.max_entropy} onInput=${put("max_entropy")} /></label>
     <label class="field"><span>Order</span><select value=${filter.order} onChange=${put("order")}>${Object.entries(ORDERS).map(([value, words]) => html`<option value=${value}>${words}</option>`)}</select></label>
     ${narrowed && html`<button onClick=${() => set(NONE)}>Clear</button>`}
   </div>`;
@@ -215,7 +215,7 @@ function Trials({ label }) {
   return html`
     <div>
       <h3>${count(label.trials.length, "collaborator")}</h3>
-      <div class="legend"><span class="token sure-0">p < 10 %</span><span class="token sure-1">below 50 %</span><span class="token sure-2">below 90 %</span><span class="token sure-3">90 % or more</span></div>
+      <div class="legend"><span class="token sure-0">${"p < 10 %"}</span><span class="token sure-1">below 50 %</span><span class="token sure-2">below 90 %</span><span class="token sure-3">90 % or more</span></div>
       <div class="stack">${label.trials.map((trial) => html`<${Trial} trial=${trial} name="Collaborator ${trial.collaborator + 1}" />`)}
       ${label.justification && html`<${Trial} trial=${label.justification} name="Self-justification" />`}</div>
     </div>
