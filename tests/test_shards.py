@@ -54,7 +54,8 @@ def answer_shards(data: Path, output: Path, answers: str, shards: list[int], sha
             work.stage(f"generate-{shard}", step)
 
 
-@pytest.mark.parametrize("answers", [pytest.param("sampled", marks=pytest.mark.long), "scored"])
+@pytest.mark.long
+@pytest.mark.parametrize("answers", ["sampled", "scored"])
 def test_the_number_of_workers_changes_no_byte(tmp_path: Path, answers: str) -> None:
     data = tmp_path / "data"
     write(data, HELPDESK, draw(HELPDESK, 78, 16, 16 * SHARDS, 8))

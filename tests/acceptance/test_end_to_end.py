@@ -97,6 +97,7 @@ def test_plain_fine_tuning(small: Deployment) -> None:
 # --- review -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_review_waits_for_a_person(small: Deployment, first: dict[str, bytes]) -> None:
     job_id = small.post_job("review", recipe={"review": True})
     wait_for(lambda: small.job(job_id)["semievol"]["review"]["waiting"], "the review", 300)
@@ -131,6 +132,7 @@ def answer_in_file(content: bytes, index: int) -> str:
 # --- crashes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_job_survives_an_api_that_is_killed_twice(small: Deployment, first: dict[str, bytes]) -> None:
     job_id = small.post_job("killed API")
     for unit in ("round-1/generate", "round-1/train"):
@@ -146,6 +148,7 @@ def is_running(deployment: Deployment, job_id: str, unit: str) -> bool:
     return any(stage["unit"] == unit and stage["state"] == "running" for stage in stages)
 
 
+@pytest.mark.long
 def test_job_posted_without_redis_runs_when_it_is_back(large: Deployment) -> None:
     assert large.redis is not None
     large.upload()

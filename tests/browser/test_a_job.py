@@ -16,6 +16,8 @@ from tests.deployments import JOBS, RECIPE, Deployment, input_files
 
 pytestmark = pytest.mark.slow
 
+QUICK: dict[str, Any] = {**RECIPE, "evolution": {**RECIPE["evolution"], "steps": 8}}
+"""Less training than other tests ask for: here it only has to be seen."""
 JOB_MS = 240_000
 """How long a job may take on a busy machine."""
 
@@ -28,7 +30,7 @@ def start(page: Page, files: dict[str, Path], *, name: str, review: bool = False
     page.get_by_label("Name").fill(name)
     page.get_by_label("warmup.epochs").fill("8")
     page.get_by_text("All other settings").click()
-    page.get_by_label("evolution.steps").fill("30")
+    page.get_by_label("evolution.steps").fill("8")
     page.get_by_label("generation.shard_size").fill("32")
     page.get_by_label("propagation.retriever").fill("bm25")
     if review:
@@ -129,7 +131,7 @@ def test_what_cannot_start_is_told(page: Page, files: dict[str, Path]) -> None:
 
 
 def test_reload_and_restart_in_the_middle(page: Page, deployment: Deployment) -> None:
-    job_id = deployment.post_job("interrupted")
+    job_id = deployment.post_job("interrupted", recipe=QUICK)
     page.goto(f"/jobs/{job_id}")
     expect(page.get_by_role("log")).to_contain_text("Fine-tuning job started", timeout=JOB_MS)
     page.reload()
@@ -146,7 +148,7 @@ def test_reload_and_restart_in_the_middle(page: Page, deployment: Deployment) ->
 
 
 def test_pause_resume_and_cancel(page: Page, deployment: Deployment) -> None:
-    job_id = deployment.post_job("stopped")
+    job_id = deployment.post_job("stopped", recipe=QUICK)
     page.goto(f"/jobs/{job_id}")
     expect(page.get_by_text("running", exact=True).first).to_be_visible(timeout=JOB_MS)
     page.get_by_role("button", name="Pause").click()
@@ -170,7 +172,7 @@ def labels(deployment: Deployment, job_id: str, **query: str) -> list[dict[str, 
 
 
 def test_review_by_keyboard_and_go_on(page: Page, deployment: Deployment) -> None:
-    job_id = deployment.post_job("reviewed", recipe={"review": True})
+    job_id = deployment.post_job("reviewed", recipe={**QUICK, "review": True})
     page.goto(f"/jobs/{job_id}")
     page.get_by_role("link", name="review them").click(timeout=JOB_MS)
     rows = page.locator("tbody tr")
@@ -198,7 +200,9 @@ def test_review_by_keyboard_and_go_on(page: Page, deployment: Deployment) -> Non
 
 
 def test_filter_and_open_a_label(page: Page, deployment: Deployment) -> None:
-    job_id = deployment.post_job("looked into", recipe={"generation": {**RECIPE["generation"], "answers": "sampled"}})
+    job_id = deployment.post_job(
+        "looked into", recipe={**QUICK, "generation": {**QUICK["generation"], "answers": "sampled"}}
+    )
     deployment.wait_for_success(job_id)
     page.goto(f"/jobs/{job_id}/labels")
     rows = page.locator("tbody tr")
@@ -243,7 +247,7 @@ def test_hostile_text_is_text(page: Page, deployment: Deployment, tmp_path: Path
         "model": "semievol-demo",
         "training_file": ids["labeled"],
         "suffix": "<i>name</i>",
-        "method": {"type": "semievol", "semievol": {"unlabeled_file": ids["unlabeled"], **RECIPE}},
+        "method": {"type": "semievol", "semievol": {"unlabeled_file": ids["unlabeled"], **QUICK}},
     }
     job_id = deployment.post(JOBS, body)["id"]
     deployment.wait_for_success(job_id)

@@ -11,7 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.layout import HEIGHT, THEMES, WIDTHS, look
-from tests.deployments import Deployment, input_files
+from tests.deployments import RECIPE, Deployment, input_files
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,8 @@ MOST_SCRIPT_BYTES = 100_000
 @pytest.fixture(scope="module")
 def jobs(deployment: Deployment) -> dict[str, str]:
     """A finished job and one that waits for review, by what they are."""
-    done = deployment.post_job("finished")
+    quick = {"evolution": {**RECIPE["evolution"], "steps": 8}}
+    done = deployment.post_job("finished", recipe=quick)
     waiting = deployment.post_job("waiting", recipe={"review": True})
     deployment.wait_for_success(done)
 

@@ -28,7 +28,7 @@ POINTS = {
     "adapter and manifest": Point("semievol.backends.training", "_save_adapter", 2, "after"),
     "the hand-out": Point("semievol.publication", "hand_out"),
 }
-FEW = ("a shard's Parquet file", "a checkpoint's flush")
+FEW = ("a shard's Parquet file",)
 """What every test run sees; the others are marked as long."""
 
 
@@ -62,7 +62,7 @@ def test_killed_at_any_time(
     ("point", "keeps_checkpoint"),
     [
         (Point("semievol.backends.training", "_MaskedTrainer.compute_loss", 4), True),
-        (Point("semievol.generation", "_Shard._ask", 20), False),
+        pytest.param(Point("semievol.generation", "_Shard._ask", 20), False, marks=pytest.mark.long),
     ],
     ids=["training", "generation"],
 )

@@ -15,12 +15,13 @@ from tests.worker.conftest import Stack, gone, kill, state_of, supervisor_of
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "victims"),
     [
-        pytest.param("sqlite", ("runner", "supervisor"), marks=pytest.mark.long),
-        pytest.param("postgres", ("runner", "runner"), marks=pytest.mark.long),
-        pytest.param("postgres", ("supervisor", "supervisor"), marks=pytest.mark.long),
+        ("sqlite", ("runner", "supervisor")),
+        ("postgres", ("runner", "runner")),
+        ("postgres", ("supervisor", "supervisor")),
         ("postgres", ("main", "main")),
     ],
 )
@@ -54,7 +55,7 @@ def end_one(stack: Stack, job_id: str, unit: str, victim: str) -> None:
         stack.start_worker()
 
 
-@pytest.mark.parametrize(("unit", "done"), [("propagate", 0), ("round-1/train", 1)])
+@pytest.mark.parametrize(("unit", "done"), [("propagate", 0), pytest.param("round-1/train", 1, marks=pytest.mark.long)])
 def test_cancel_frees_the_worker_within_ten_seconds(sqlite_stack: Stack, unit: str, done: int) -> None:
     job_id = sqlite_stack.post_job()
     sqlite_stack.start_worker()
@@ -74,6 +75,7 @@ def test_cancel_frees_the_worker_within_ten_seconds(sqlite_stack: Stack, unit: s
     sqlite_stack.check_invariants(job_id)
 
 
+@pytest.mark.long
 def test_pause_and_resume_lose_at_most_a_checkpoint(sqlite_stack: Stack, undisturbed: dict[str, str]) -> None:
     job_id = sqlite_stack.post_job()
     sqlite_stack.start_worker()

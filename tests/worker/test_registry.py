@@ -147,7 +147,7 @@ def test_two_threads_of_a_worker_make_one_row() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)])
 def test_an_idle_worker_is_one_row_that_stays_young_and_goes_with_it(request: pytest.FixtureRequest, kind: str) -> None:
     stack: Stack = request.getfixturevalue(f"{kind}_stack")
     stack.start_worker()
