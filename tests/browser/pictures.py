@@ -5,7 +5,6 @@
 Runs the demo's job and one that waits for review through the real service, which takes a few minutes.
 """
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -23,13 +22,16 @@ FOLDER = ROOT / "docs" / "images"
 NAMES = dict(zip(WIDTHS, ("phone", "desk"), strict=True))
 TALLEST = 1800
 """Pixels of a page that are shown."""
-MODELS = {"SEMIEVOL_MODELS": json.dumps({MODEL: {"source": "demo/base"}})}
-"""By a path that is the same on every machine, as it can be seen in the pictures."""
+SHORTEN = """(prefix) => {
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) walker.currentNode.data = walker.currentNode.data.replaceAll(prefix, "");
+}"""
+"""JavaScript: paths in the pictures are those within the repository, not those of the machine that drew them."""
 
 
 def main() -> None:
     """Command line."""
-    with tempfile.TemporaryDirectory() as folder, one_machine(Path(folder, "service"), **MODELS) as deployment:
+    with tempfile.TemporaryDirectory() as folder, one_machine(Path(folder, "service")) as deployment:
         write(Path(folder, "service", "in"), HELPDESK, draw(HELPDESK, 7001, 64, 400, 100))
         deployment.upload()
         jobs = {"done": post(deployment, "help desk"), "waiting": post(deployment, "with review", review=True)}
@@ -41,11 +43,11 @@ def main() -> None:
             take(page, "sign-in")
             page.context.request.post("/v1/session", data={"api_key": deployment.key})
             page.goto(f"/jobs/{jobs['done']}")
-            page.get_by_text("rows answered").wait_for(timeout=600_000)
+            page.get_by_text("rows answered").wait_for(timeout=240_000)
             take(page, "live")
             deployment.wait_for_success(jobs["done"])
             page.goto(f"/jobs/{jobs['waiting']}")
-            page.get_by_role("link", name="review them").wait_for(timeout=600_000)
+            page.get_by_role("link", name="review them").wait_for(timeout=240_000)
             post(deployment, "next")
             for name in PAGES:
                 if name != "nothing":
@@ -64,6 +66,8 @@ def post(deployment: Deployment, name: str, *, review: bool = False) -> str:
 
 def take(page: Page, name: str) -> None:
     """Pictures of the page as it is now."""
+    for frame in page.frames:
+        frame.evaluate(SHORTEN, f"{ROOT}/")
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": HEIGHT})
         for theme in THEMES:
