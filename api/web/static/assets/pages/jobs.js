@@ -59,7 +59,7 @@ function Line({ job }) {
     <td class="progress-cell">${isOver(job.status)
       ? html`<span class="soft small">${job.error?.message ?? ""}</span>`
       : html`<${Progress} value=${semievol.progress} label="Progress of ${nameOf(job)}" /><span class="small soft">${percent(semievol.progress)}${open ? ` · ${open.label ?? open.name}` : ""}</span>`}</td>
-    <td class="num-left">${accuracy(semievol.metrics)}</td>
+    <td class="num-left" data-label=${Object.keys(semievol.metrics).some((name) => name.endsWith("-test")) ? "right" : undefined}>${accuracy(semievol.metrics)}</td>
     <td class="small soft">${day(job.created_at)}</td>
   </tr>`;
 }

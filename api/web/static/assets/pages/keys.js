@@ -49,7 +49,7 @@ function Keys({ own }) {
     ${data && html`<table class="cards"><thead><tr><th scope="col">Key</th><th scope="col">Project</th><th scope="col">Last used</th><th scope="col">State</th><th scope="col"><span class="unseen">What can be done</span></th></tr></thead>
       <tbody>${data.data.map((key) => html`<tr key=${key.id}>
         <th scope="row" class="main">${key.name}${key.admin ? html` <span class="badge">admin</span>` : ""}<div class="small soft"><code>${key.id}</code></div></th>
-        <td>${key.project}</td><td class="small soft">${key.last_used_at ? day(key.last_used_at) : "never"}</td>
+        <td data-label="project">${key.project}</td><td class="small soft" data-label="last used">${key.last_used_at ? day(key.last_used_at) : "never"}</td>
         <td>${key.revoked_at ? html`<span class="badge">revoked</span>` : html`<span class="badge good">valid</span>`}${key.id === own ? html`<div class="small soft">this session</div>` : ""}</td>
         <td>${!key.revoked_at && html`<${Sure} look="bad" question="Revoke the key ${key.name}? Whoever uses it is out at once." yes="Revoke" action=${() => revoke(key)}>Revoke<//>`}</td></tr>`)}</tbody></table>`}
   </section>`;

@@ -110,12 +110,12 @@ function Rows({ pages, open, here, setHere, edit }) {
       <table class="cards">
         <thead><tr><th scope="col">Line</th><th scope="col">Question</th><th scope="col">Answer</th><th scope="col">Decision</th><th scope="col" class="num">Confidence</th><th scope="col" class="num">Entropy</th></tr></thead>
         <tbody>${pages.items.map((label, place) => html`<tr key=${label.line} class=${edit && place === at ? "here" : ""} aria-current=${edit && place === at ? "true" : undefined}>
-          <td class="num-left small soft">${count(label.line)}</td>
+          <td class="num-left small soft" data-label="line">${count(label.line)}</td>
           <td class="main"><button class="linklike" onClick=${() => (setHere(place), open(label.line))}><span class="clamp">${label.question}</span></button></td>
           <td><span class="clamp">${label.answer ?? html`<span class="soft">none</span>`}</span>${label.review?.answer && html`<div class="small soft">corrected</div>`}</td>
           <td><${Decision} label=${label} /><div class="small soft">${label.review ? "by a person" : (REASONS[label.reason] ?? label.reason)}</div></td>
-          <td class="num">${label.probability !== null ? percent(label.probability) : decimals(label.confidence)}</td>
-          <td class="num">${decimals(label.entropy)}</td>
+          <td class="num" data-label="confidence">${label.probability !== null ? percent(label.probability) : decimals(label.confidence)}</td>
+          <td class="num" data-label="entropy">${decimals(label.entropy)}</td>
         </tr>`)}</tbody>
       </table>
     </div>
@@ -215,7 +215,7 @@ function Trials({ label }) {
   return html`
     <div>
       <h3>${count(label.trials.length, "collaborator")}</h3>
-      <div class="legend"><span class="token sure-0">${"p < 10 %"}</span><span class="token sure-1">below 50 %</span><span class="token sure-2">below 90 %</span><span class="token sure-3">90 % or more</span></div>
+      ${label.trials.some((trial) => !trial.options) && html`<div class="legend"><span class="token sure-0">${"p < 10 %"}</span><span class="token sure-1">below 50 %</span><span class="token sure-2">below 90 %</span><span class="token sure-3">90 % or more</span></div>`}
       <div class="stack">${label.trials.map((trial) => html`<${Trial} trial=${trial} name="Collaborator ${trial.collaborator + 1}" />`)}
       ${label.justification && html`<${Trial} trial=${label.justification} name="Self-justification" />`}</div>
     </div>

@@ -23,7 +23,7 @@ export function WorkersPage({ session }) {
           <th scope="row" class="main"><code>${one.id}</code></th>
           <td>${one.kinds.join(", ")}</td>
           <td>${one.work ? html`<a href="/jobs/${one.work.job_id}">${one.work.stage ?? one.work.unit}</a> <span class="small soft">for ${since(one.work.since)}</span>${one.work.total > 0 && html`<${Progress} value=${one.work.done / one.work.total} label=${one.work.unit} />`}` : html`<span class="soft">nothing</span>`}</td>
-          <td class="num-left">${one.memory_bytes === null ? "–" : bytes(one.memory_bytes)}${one.gpu_memory_bytes ? html`<div class="small soft">GPU ${bytes(one.gpu_memory_bytes)}</div>` : ""}</td>
+          <td class="num-left" data-label="memory">${one.memory_bytes === null ? "–" : bytes(one.memory_bytes)}${one.gpu_memory_bytes ? html`<div class="small soft">GPU ${bytes(one.gpu_memory_bytes)}</div>` : ""}</td>
           <td><span class="badge ${one.alive ? "good" : "bad"}">${one.alive ? "alive" : `gone for ${since(one.seen_at)}`}</span></td></tr>`)}</tbody>
       </table>`}
     </section>`}
@@ -37,6 +37,6 @@ export function WorkersPage({ session }) {
         <div><dt>Longest wait</dt><dd>${queue.data.oldest_ready_seconds === null ? "–" : roughly(queue.data.oldest_ready_seconds)}</dd></div>
       </dl>
       ${queue.data.units.length > 0 && html`<table class="cards queue"><thead><tr><th scope="col">Work</th><th scope="col">State</th><th scope="col">For</th><th scope="col">Worker</th></tr></thead>
-        <tbody>${queue.data.units.map((one) => html`<tr><th scope="row" class="main"><a href="/jobs/${one.job_id}">${one.unit}</a><div class="small soft"><code>${one.job_id}</code></div></th><td>${one.state === "ready" ? "waiting" : one.state}</td><td class="num-left">${since(one.since)}</td><td><code>${one.worker ?? "–"}</code></td></tr>`)}</tbody></table>`}`}
+        <tbody>${queue.data.units.map((one) => html`<tr><th scope="row" class="main"><a href="/jobs/${one.job_id}">${one.unit}</a><div class="small soft"><code>${one.job_id}</code></div></th><td>${one.state === "ready" ? "waiting" : one.state}</td><td class="num-left" data-label="for">${since(one.since)}</td><td><code>${one.worker ?? "–"}</code></td></tr>`)}</tbody></table>`}`}
     </section>`;
 }
