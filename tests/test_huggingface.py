@@ -20,6 +20,8 @@ from semievol.prompts import Message, Prompt, question_of, with_worked_examples
 from semievol.recipe import EvolutionSettings, ModelSettings, TrainingSettings
 from semievol.seeds import seed_of
 
+pytestmark = pytest.mark.slow
+
 BASE = str(Path(__file__).parent.parent / "demo" / "base")
 SETTINGS = ModelSettings(device="cpu")
 QUICK = TrainingSettings(learning_rate=1e-3, steps=12, batch_size=16)

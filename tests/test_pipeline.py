@@ -21,6 +21,8 @@ from semievol.recipe import Recipe
 from semievol.tables import read_rows
 from tests.tickets import WORDS, Row, tickets, write_csv, write_labeled, write_unlabeled
 
+pytestmark = pytest.mark.slow
+
 ROWS = 40
 
 

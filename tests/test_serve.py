@@ -29,6 +29,8 @@ from tests.servers import wait_for as wait_until
 from worker import first_start
 from worker.first_start import SetupError
 
+pytestmark = pytest.mark.slow
+
 START_SECONDS = 60
 """Far more than it takes: the machine may be busy."""
 API_BYTES = 200 * 1024**2

@@ -20,6 +20,8 @@ from semievol.prompts import Message
 from semievol.recipe import LoraSettings, ModelSettings, Recipe, TrainingSettings
 from tests.tickets import tickets
 
+pytestmark = pytest.mark.slow
+
 BASE = str(Path(__file__).parent.parent / "demo" / "base")
 CPU = ModelSettings(device="cpu")
 ROWS = [

@@ -18,6 +18,8 @@ from store.settings import Settings
 from tests.api import rows
 from tests.api.service import PROJECT, Server, Service, make_settings, open_service
 
+pytestmark = pytest.mark.slow
+
 JOBS = "/v1/fine_tuning/jobs"
 
 
