@@ -198,11 +198,8 @@ def test_nothing_survives_a_killed_parent(tmp_path: Path) -> None:
         assert wait_until_gone(tree, 5) == []
 
 
-@pytest.mark.parametrize(
-    "reading",
-    [pytest.param(True, marks=pytest.mark.long), False],
-    ids=["that read", "of which one does not read"],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("reading", [True, False], ids=["that read", "of which one does not read"])
 def test_fifty_open_streams_do_not_hold_up_the_end(reading: bool, tmp_path: Path) -> None:
     """They end in order; a reader that does not read is cut off after the grace."""
     with serving(tmp_path / "data", "--no-worker") as running, ExitStack() as opened:

@@ -99,7 +99,7 @@ def resumed_at(steps: list[int]) -> Progress:
 # --- stopped and gone on with -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 6, 8, 9])
+@pytest.mark.parametrize("step", [2, 8, *(pytest.param(step, marks=pytest.mark.long) for step in (1, 3, 4, 6, 9))])
 def test_a_stopped_training_ends_as_the_undisturbed_one(
     chat: Chat, undisturbed: Trained, tmp_path: Path, step: int
 ) -> None:

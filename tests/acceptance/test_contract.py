@@ -31,7 +31,7 @@ CHECKS = (
     "use_after_free",
     "ignored_auth",
 )
-EXAMPLES = 16
+EXAMPLES = 14
 """Fuzzed requests of each operation; the coverage of parameters and the chains of calls come on top."""
 SEED = 20261121
 REQUESTS = 2000

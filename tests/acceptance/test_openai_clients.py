@@ -114,7 +114,9 @@ def run_script(services: Services, version: str, **changes: Any) -> list[dict[st
     return lines[1:]
 
 
-@pytest.mark.parametrize("version", [OLD_MAJORS[0], pytest.param(OLD_MAJORS[1], marks=pytest.mark.long), INSTALLED])
+@pytest.mark.parametrize(
+    "version", [*(pytest.param(version, marks=pytest.mark.long) for version in OLD_MAJORS), INSTALLED]
+)
 def test_client_works_unmodified(services: Services, version: str) -> None:
     lines = run_script(services, version)
     assert [line["check"] for line in lines] == [function.__name__ for function in openai_script.CHECKS]

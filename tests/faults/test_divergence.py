@@ -9,6 +9,7 @@ from tests.faults.runs import arguments, run_to_end
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_loss_that_diverges(context: ForkServerContext, data: Path, tmp_path: Path) -> None:
     command, log = [*arguments(data, tmp_path / "out"), "--set=evolution.learning_rate=1e38"], tmp_path / "log"
     assert run_to_end(context, command, log) == 1

@@ -22,7 +22,7 @@ export function LabelsTab({ job, changed, again }) {
   const summary = useAnswer(job.method.type === "semievol" ? `${path}/summary` : null);
   const pages = usePages(path, still);
   useEffect(() => {
-    if (changed && !pages.items?.length) pages.again();
+    if (changed && pages.items?.length === 0) pages.again(); // a list that somebody works through stays as it is
     summary.again();
   }, [changed]);
   if (job.method.type !== "semievol") return html`<section><p>Plain fine-tuning makes no pseudo-labels.</p></section>`;
