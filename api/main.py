@@ -4,15 +4,17 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
 
 from api.auth import KnownKeys, RateLimiter, Uses, caller
 from api.deps import Bell, Services
@@ -87,7 +89,7 @@ def create_app(settings: Settings, *, bell: Bell | None = None) -> FastAPI:
     made.state.site = pages.load_site()
     made.state.hub = Hub(parts.database)
     made.state.registry = latency.registry
-    _add_routes(made)
+    made.router.routes.extend(_routes())
     _add_errors(made, settings)
     made.add_middleware(CheckedBody, limit_bytes=settings.max_body_bytes)
     made.add_middleware(HeadAsGet)
@@ -108,18 +110,20 @@ def _services(settings: Settings, bell: Bell | None) -> Services:
     )
 
 
-def _add_routes(made: FastAPI) -> None:
-    made.include_router(health.router)
-    made.include_router(docs)
-    made.include_router(pages.router)
-    made.include_router(session.router)
-    # The key is looked at before anything else of a route, so that no transaction begins for strangers.
-    for module in (files, uploads, models, api_keys, jobs, job_data, webhooks, house):
-        made.include_router(module.router, dependencies=[Depends(caller)])
-
-
 def _operation_id(route: APIRoute) -> str:
     return route.name
+
+
+@cache
+def _routes() -> Sequence[BaseRoute]:
+    """All routes, made once for all applications of a process: that takes a sixth of a second."""
+    whole = APIRouter(generate_unique_id_function=_operation_id)
+    for open_to_all in (health.router, docs, pages.router, session.router):
+        whole.include_router(open_to_all)
+    # The key is looked at before anything else of a route, so that no transaction begins for strangers.
+    for module in (files, uploads, models, api_keys, jobs, job_data, webhooks, house):
+        whole.include_router(module.router, dependencies=[Depends(caller)])
+    return whole.routes
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
