@@ -161,6 +161,18 @@ def test_pause_resume_and_cancel(page: Page, deployment: Deployment) -> None:
     assert deployment.job(job_id)["status"] == "cancelled"
 
 
+def test_files_and_settings_of_a_job_are_used_again(page: Page, deployment: Deployment) -> None:
+    job_id = deployment.post_job("again", recipe=QUICK)
+    deployment.post(f"{JOBS}/{job_id}/cancel")
+    page.goto(f"/new?from={job_id}")
+    page.get_by_text("ready", exact=True).wait_for()
+    expect(page.get_by_text("unlabeled.jsonl")).to_be_visible()
+    page.get_by_text("All other settings").click()
+    expect(page.get_by_label("evolution.steps")).to_have_value("8")
+    page.goto("/new?from=ftjob-nothing")
+    expect(page.get_by_role("alert")).to_contain_text("there is no fine-tuning job")
+
+
 def labels(deployment: Deployment, job_id: str, **query: str) -> list[dict[str, Any]]:
     """What the API says to this query."""
     answer = deployment.get(f"{JOBS}/{job_id}/pseudo_labels", params={**query, "limit": "1000"})

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.layout import HEIGHT, THEMES, WIDTHS, look
 from tests.deployments import RECIPE, Deployment, input_files
+from tests.servers import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -30,10 +31,7 @@ def jobs(deployment: Deployment) -> dict[str, str]:
     def waits() -> bool:
         return bool(deployment.job(waiting)["semievol"]["review"]["waiting"])
 
-    deadline = time.monotonic() + 240
-    while not waits():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for(waits, "the review", 240)
     return {"done": done, "waiting": waiting}
 
 

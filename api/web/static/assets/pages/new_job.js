@@ -24,7 +24,7 @@ export function NewJobPage() {
   useEffect(() => {
     if (bases.length && !form.model) put({ model: bases[0].id });
   }, [bases.length]);
-  usePrefilled(put);
+  const missing = usePrefilled(put);
 
   const body = useMemo(() => bodyOf(form), [form]);
   const check = useCheck(body);
@@ -37,6 +37,7 @@ export function NewJobPage() {
 
   return html`
     <div class="heading"><${Title}>New job<//></div>
+    <${Failure} error=${missing} />
     <section aria-labelledby="files">
       <h2 id="files">1. Files</h2>
       <p class="small soft">Chat JSON lines, prompt and completion, Alpaca, CSV or Parquet with a question, options and an answer; plain, .gz or .zst.</p>
@@ -100,18 +101,21 @@ function useCheck(body) {
   return { ...state, busy: state.of !== JSON.stringify(body) };
 }
 
-/** "Start it anew": the files and settings of the job that the address names. */
+/** "Start it anew": puts in the files and settings of the job that the address names; returns why it could not. */
 function usePrefilled(put) {
+  const [error, setError] = useState(null);
   useEffect(() => {
     const from = new URLSearchParams(location.search).get("from");
     if (!from) return;
-    const file = (id) => (id ? get(`/v1/files/${id}`).catch(() => null) : null);
-    get(`/v1/fine_tuning/jobs/${from}`).then(async (job) => {
+    const file = (id) => (id ? get(`/v1/files/${id}`).catch((problem) => (setError(problem), null)) : null);
+    const fill = async (job) => {
       const { unlabeled_file, test_file, review, ...settings } = job.method.semievol ?? {};
       const [labeled, unlabeled, validation, test] = await Promise.all([job.training_file, unlabeled_file, job.validation_file, test_file].map(file));
       put({ files: { labeled, unlabeled, validation, test }, model: job.model, suffix: job.user_provided_suffix ?? "", review: !!review, settings: flat(settings) });
-    }, () => {});
+    };
+    get(`/v1/fine_tuning/jobs/${from}`).then(fill).catch(setError);
   }, []);
+  return error;
 }
 
 function flat(value, path = "") {
