@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from api.doorbell import WAITING_RINGS, SilentBell, build_bell
+from api.doorbell import SOCKET_SECONDS, WAITING_RINGS, SilentBell, build_bell
 from store.states import QUEUES, TASK
 from tests.api.service import make_settings
 from tests.servers import Redis, free_port, wait_for
@@ -51,7 +51,7 @@ def test_a_dead_broker_blocks_nobody(tmp_path: Path, half_open: bool) -> None:
         started = time.monotonic()
         for _ in range(3 * WAITING_RINGS):
             bell.ring({"cpu", "gpu"})
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 10 * SOCKET_SECONDS  # of 384 rings ten at most waited for the broker
 
 
 def test_the_bell_recovers_with_its_broker(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 // Small parts that several pages share.
 
 import { get } from "./api.js";
-import { html, useCallback, useEffect, useRef, useState } from "./vendor.js";
+import { html, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./vendor.js";
 
 // --- asking ----------------------------------------------------------------------------------------------------------
 
@@ -134,7 +134,8 @@ export function Copy({ text, label = "Copy" }) {
 /** A modal dialog that is open while it is drawn. */
 export function Dialog({ label, close, children }) {
   const box = useRef();
-  useEffect(() => {
+  useLayoutEffect(() => {
+    // before the next key is pressed, which is the dialog's
     const [element, before] = [box.current, document.activeElement];
     element.showModal();
     return () => {

@@ -5,7 +5,7 @@ import { ask, isOver, post } from "../api.js";
 import { Histogram, Swatch } from "../charts.js";
 import { capital, count, decimals, percent } from "../format.js";
 import { Dialog, Failure, Loading, More, Sure, useAction, useAnswer, usePages, useStill } from "../parts.js";
-import { html, useEffect, useRef, useState } from "../vendor.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "../vendor.js";
 import { MEASURES, OUTCOMES, REASONS } from "../words.js";
 
 const ORDERS = { line: "line of the file", confidence: "least sure first", "-confidence": "surest first", entropy: "lowest entropy first", "-entropy": "highest entropy first" };
@@ -31,12 +31,17 @@ export function LabelsTab({ job, changed, again }) {
     pages.set((old) => ({ ...old, items: old.items.map((one) => (one.line === label.line ? label : one)) }));
     summary.again();
   };
-  const edit = (line, change) => ask("PATCH", `${path}/${line}`, { body: change }).then((label) => (judged(label), label));
+  const sent = useRef(Promise.resolve()); // one after the other: what is decided last about a row is what stays
+  const edit = (line, change) => {
+    const answer = sent.current.then(() => ask("PATCH", `${path}/${line}`, { body: change })).then((label) => (judged(label), label));
+    sent.current = answer.catch(() => undefined);
+    return answer;
+  };
   const review = reviewing ? edit : null;
   const told = summary.data;
   return html`
     <${Failure} error=${summary.error} />
-    ${reviewing && html`<${Review} job=${job} summary=${told} start=${(order) => (setFilter({ ...TO_REVIEW, order }), setHere(0))} again=${again} />`}
+    ${reviewing && html`<${Review} job=${job} summary=${told} start=${(order) => (setFilter({ ...TO_REVIEW, order }), setHere(0))} again=${again} settled=${() => sent.current} />`}
     ${told?.state === "decided" && html`<${Overview} told=${told} />`}
     <section aria-label="Rows">
       <${Filters} filter=${filter} set=${setFilter} told=${told} />
@@ -126,7 +131,8 @@ function Rows({ pages, open, here, setHere, edit }) {
 function useKeys(pages, at, setHere, open, edit, body) {
   const [error, setError] = useState(null);
   const [correcting, setCorrecting] = useState(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
+    // as soon as another row is marked, the next key is about that one
     if (!edit) return undefined;
     const move = (by) => {
       const next = Math.max(0, Math.min(pages.items.length - 1, at + by));
@@ -134,7 +140,11 @@ function useKeys(pages, at, setHere, open, edit, body) {
       body.current?.querySelectorAll("tbody tr")[next]?.scrollIntoView({ block: "nearest" });
       if (next >= pages.items.length - 3 && pages.more && !pages.loading) pages.next();
     };
-    const decide = (decision) => edit(pages.items[at].line, { decision }).then(() => (setError(null), move(1)), setError);
+    const decide = (decision) => {
+      setError(null);
+      edit(pages.items[at].line, { decision }).catch((problem) => (setError(problem), setHere(at)));
+      move(1);
+    };
     const does = { j: () => move(1), k: () => move(-1), a: () => decide("accept"), r: () => decide("reject"), c: () => setCorrecting(pages.items[at]), Enter: () => open(pages.items[at].line) };
     const press = (event) => {
       const busy = event.target.closest?.("input, select, textarea, dialog, a") || (event.key === "Enter" && event.target.closest?.("button, summary"));
@@ -159,7 +169,7 @@ function Correct({ label, edit, close }) {
   return html`<${Dialog} label="Correct the answer of line ${label.line}" close=${() => close()}>
     <form onSubmit=${submit}>
       <div class="text">${label.question}</div>
-      <label class="field"><span>The right answer</span><input name="answer" value=${label.answer ?? ""} required autofocus /></label>
+      <label class="field"><span>The right answer</span><input name="answer" defaultValue=${label.answer ?? ""} required autofocus /></label>
       <${Failure} error=${action.error} />
       <div class="row"><button class="first" disabled=${action.busy}>Save</button><button type="button" onClick=${() => close()}>Back</button></div>
     </form>
@@ -244,10 +254,10 @@ function sureness(logprob) {
 
 // --- the review ------------------------------------------------------------------------------------------------------
 
-function Review({ job, summary, start, again }) {
+function Review({ job, summary, start, again, settled }) {
   const action = useAction();
   const told = summary?.review;
-  const go = () => action.run(() => post(`/v1/fine_tuning/jobs/${job.id}/review/complete`)).then((done) => done && again());
+  const go = () => action.run(() => settled().then(() => post(`/v1/fine_tuning/jobs/${job.id}/review/complete`))).then((done) => done && again());
   return html`<section aria-labelledby="review">
     <div class="heading"><h2 id="review">The job waits for your review</h2>
       <div class="row"><button onClick=${() => start("confidence")}>Least sure first</button><button onClick=${() => start("line")}>As in the file</button>
