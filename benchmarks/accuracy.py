@@ -122,7 +122,8 @@ def _answered(arena: Arena) -> list[Stage]:
     pending = stages.Pending.of(arena.prepared, recipe)
     near = work.stage(f"neighbours-{pool}", stages.find_neighbours(data, backend, pending, job))
     labeled = read_examples(data.train)
-    with stages.open_lazily(backend, arena.sft if recipe.propagation.in_weight else None) as generator:
+    teacher = arena.sft if recipe.propagation.in_weight else None
+    with stages.open_lazily(backend, teacher, data.facts["rows"]["unlabeled"]) as generator:
         return [
             work.stage(
                 f"{name}/generate-{shard:05d}",
@@ -169,7 +170,7 @@ def run_retrieval(arena: Arena) -> dict[str, float]:
             nearest_last = [train[index] for index in reversed(indices)]
             pairs = [(question_of(one.prompt), one.labeled_reply) for one in nearest_last]
             rows.append(replace(row, prompt=with_worked_examples(row.prompt, pairs)))
-        with arena.backend.generator(arena.sft.folder / stages.ADAPTER) as generator:
+        with arena.backend.generator(arena.sft.folder / stages.ADAPTER, "evaluate", len(rows)) as generator:
             measured = accuracy(predict(rows, generator, arena.data.answers, 256, progress))
         return {"accuracy": measured.value}
 

@@ -66,7 +66,7 @@ def main() -> None:
         Request(prompt, tuple(seed_of(row, sample) for sample in range(SAMPLES))) for row, prompt in enumerate(prompts)
     ]
     ours = HuggingFaceGenerator(model, chat, 1024)
-    stop_ids = [stop for stop in sorted(chat.stop_ids) if isinstance(stop, int)]
+    stop_ids = sorted(chat.stop_ids)
     config = GenerationConfig(
         do_sample=True,
         top_k=0,

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from playwright.sync_api import sync_playwright
 from sqlalchemy import text
 
 from benchmarks.service_rig import PROJECT, Client, Process, memory_mb, seconds_of, service, verdict
@@ -30,6 +31,7 @@ from store.models import Job, Project, StageRow
 from store.objects import ObjectStore, open_objects
 from store.pseudo_labels import LabelRow, load
 from store.settings import Settings
+from tests.browser.conftest import CHROMIUM
 from tests.servers import postgres
 
 MOST_OPENING_MS, MOST_MB = 300.0, 200.0
@@ -166,8 +168,31 @@ def measure(process: Process, key: str, rows: int) -> bool:
         for name, ask in kinds.items():
             print(f"  {name:58s} {milliseconds(ask):9.1f} ms", flush=True)
         met = verdict("opening: job, summary and first page", milliseconds(opening), "ms", most=MOST_OPENING_MS)
+    if CHROMIUM is None:
+        print("  no Chromium is installed, so the page was not opened in one")
+    else:
+        seen = opened_in_a_browser(f"http://127.0.0.1:{process.port}", key, CHROMIUM)
+        met = verdict("the page of the labels in Chromium", seen, "ms", most=MOST_OPENING_MS) and met
     print(f"  {'resident memory of the API, before':58s} {before:9.1f} MB")
     return verdict("resident memory of the API, at most", memory_mb(process.pid, "VmHWM"), "MB", most=MOST_MB) and met
+
+
+def opened_in_a_browser(url: str, key: str, chromium: str) -> float:
+    """Milliseconds from asking for the page of the labels until its rows are drawn; median, assets in the cache."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        context = browser.new_context(base_url=url)
+        context.request.post("/v1/session", data={"api_key": key})
+        page = context.new_page()
+
+        def opening() -> None:
+            page.goto(f"/jobs/{DECIDED}/labels", wait_until="commit")
+            page.locator("tbody tr").first.wait_for()
+
+        opening()
+        taken = milliseconds(opening)
+        browser.close()
+    return taken
 
 
 def _spread(rows: int) -> Iterator[int]:

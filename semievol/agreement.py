@@ -82,6 +82,20 @@ def is_unanimous(trials: Sequence[Trial], answers: Answers) -> bool:
     return None not in parsed and len(answers.group(parsed)) == 1
 
 
+def is_decided(trials: Sequence[Trial], answers: Answers, n: int, disagreement: Literal["justify", "majority"]) -> bool:
+    """Whether the collaborators of n that were not asked yet can no longer change what becomes of the row.
+
+    Where differing rows are justified, two that differ settle that; by majority the largest group has to be out of
+    reach as well.
+    """
+    if is_unanimous(trials, answers) or not trials:
+        return len(trials) >= n
+    if disagreement == "justify":
+        return True
+    sizes = [len(group) for group in answers.group([trial.answer for trial in trials])] + [0, 0]
+    return sizes[0] - sizes[1] > n - len(trials)
+
+
 def provisional(trials: Sequence[Trial], answers: Answers) -> tuple[Agreed, float]:
     """How far a row's collaborators agree, and the mean entropy of the replies with the most votes (NaN without any).
 

@@ -7,6 +7,7 @@ SemiEvolError
 ├── WorkdirError        the output folder belongs to another run or is damaged (exit code 2)
 ├── TrainingError       training cannot go on, for example because the loss is no longer finite (exit code 1)
 ├── OutOfMemory         a batch did not fit; with smaller ones the work can go on (exit code 1)
+├── EngineDied          the process that generates ended twice; nobody's fault, another attempt may do (exit code 1)
 └── DiskFull            nothing more can be written; with room the work can go on (exit code 1)
 """
 
@@ -113,6 +114,12 @@ class OutOfMemory(SemiEvolError):
             f"out of memory in {self.phase}, even with a single row: lower model.max_length, turn "
             "gradient_checkpointing on (in warmup and evolution), or take a smaller model or a larger machine"
         )
+
+
+class EngineDied(SemiEvolError):
+    """The engine's process ended, was killed or went wrong, and so did a fresh one."""
+
+    code = "engine_died"
 
 
 class DiskFull(SemiEvolError):

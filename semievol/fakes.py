@@ -22,6 +22,7 @@ from semievol.ports import (
     Floats,
     Generator,
     Progress,
+    Purpose,
     Request,
     Response,
     Retriever,
@@ -249,7 +250,7 @@ class FakeBackend:
     fake_trainer: FakeTrainer = field(default_factory=FakeTrainer)
 
     @contextmanager
-    def generator(self, adapter: Path | None) -> Iterator[Generator]:
+    def generator(self, adapter: Path | None, purpose: Purpose, rows: int) -> Iterator[Generator]:
         """See `ports.Backend`."""
         self.loaded.append(adapter)
         memory = [*self.base, *(read_memory(adapter) if adapter else [])]
@@ -264,7 +265,7 @@ class FakeBackend:
         """See `ports.Backend`."""
         return FakeRetriever(documents)
 
-    def provenance(self) -> dict[str, str]:
+    def provenance(self, rows: int) -> dict[str, str]:
         """See `ports.Backend`."""
         return {"engine": "fake"}
 

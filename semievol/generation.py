@@ -4,13 +4,14 @@ A shard's result is a function of its rows, the labeled rows, the model, the rec
 does not depend on other shards, so any number of workers can take them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from semievol.agreement import JUSTIFICATION, Trial, candidates, is_unanimous
+from semievol.agreement import JUSTIFICATION, Trial, candidates, is_decided, is_unanimous
 from semievol.answers import Answers
 from semievol.examples import Example
 from semievol.ports import Generator, Progress, Request, no_progress
@@ -45,6 +46,11 @@ class _Ask:
     prompt: Prompt
     examples: tuple[str, ...]
     similarities: tuple[float, ...]
+
+
+def _among(ask: _Ask, collaborators: Container[int]) -> _Ask:
+    """The ask for those of its collaborators alone."""
+    return replace(ask, collaborators=tuple(who for who in ask.collaborators if who in collaborators))
 
 
 def pool_size(recipe: Recipe, labeled: int) -> int:
@@ -92,20 +98,33 @@ class _Shard:
     def run(self, progress: Progress) -> list[Answered]:
         asks = [ask for index in range(len(self.rows)) for ask in self._asks(index)]
         trials: list[list[Trial]] = [[] for _ in self.rows]
-        unanswered = [0] * len(self.rows)
-        for ask in asks:
-            unanswered[ask.row] += 1
-        done = unanswered.count(0)
-        for ask, new in self._answer(asks):
-            trials[ask.row] += new
-            unanswered[ask.row] -= 1
-            if not unanswered[ask.row]:
-                done += 1
-                progress(done, len(self.rows))
-        for row_trials in trials:
-            row_trials.sort(key=lambda trial: trial.collaborator)
+        waves = self._waves()
+        done = len(self.rows) - len({ask.row for ask in asks})
+        for wave in waves:
+            asked = [ask for ask in (_among(ask, wave) for ask in asks) if ask.collaborators]
+            asked = [ask for ask in asked if not self._is_decided(trials[ask.row])]
+            unanswered = Counter(ask.row for ask in asked)
+            for ask, new in self._answer(asked):
+                trials[ask.row] += new
+                unanswered[ask.row] -= 1
+                if not unanswered[ask.row] and (wave is waves[-1] or self._is_decided(trials[ask.row])):
+                    done += 1
+                    progress(done, len(self.rows))
+            for row_trials in trials:
+                row_trials.sort(key=lambda trial: trial.collaborator)
         justified = self._justify(trials)
         return [Answered(row, tuple(trials[index]), justified.get(index)) for index, row in enumerate(self.rows)]
+
+    def _waves(self) -> list[range]:
+        """Collaborators that are asked together: all, or with an early stop two and then one after the other."""
+        n = collaborator_count(self.recipe.generation)
+        if self._scored or not self.recipe.generation.early_stop:
+            return [range(n)]
+        return [range(min(2, n)), *(range(other, other + 1) for other in range(2, n))]
+
+    def _is_decided(self, trials: Sequence[Trial]) -> bool:
+        settings = self.recipe.generation
+        return is_decided(trials, self.answers, collaborator_count(settings), settings.disagreement)
 
     def _asks(self, index: int) -> list[_Ask]:
         """The row's prompts: one for all collaborators who see the same worked examples."""

@@ -72,10 +72,9 @@ def test_model(data: Prepared, backend: Backend, trained: Stage | None, job: "Jo
 
 def _measure(rows: Path, data: Prepared, backend: Backend, trained: Stage | None, job: "Job") -> StageWork:
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
-        with backend.generator(trained.folder / ADAPTER if trained else None) as generator:
-            predictions = predict(
-                read_examples(rows), generator, data.answers, job.recipe.evaluation.max_new_tokens, progress
-            )
+        asked = read_examples(rows)
+        with backend.generator(trained.folder / ADAPTER if trained else None, "evaluate", len(asked)) as generator:
+            predictions = predict(asked, generator, data.answers, job.recipe.evaluation.max_new_tokens, progress)
         records = [prediction_record(prediction) for prediction in predictions]
         write_whole(folder / PREDICTIONS, json.dumps(records, ensure_ascii=False, indent=0).encode())
         return {"accuracy": asdict(accuracy(predictions))}

@@ -153,7 +153,7 @@ def _round(
     [neighbours] = yield [Step(f"{name}/neighbours", first, find, [prepared, source])]
     read = [stage for stage in (prepared, source, neighbours, teacher) if stage]
     labeled = cache(lambda: read_examples(data.train))
-    with stages.open_lazily(backend, teacher) as generator:
+    with stages.open_lazily(backend, teacher, data.facts["rows"]["unlabeled"]) as generator:
 
         def shard_step(shard: int) -> Step:
             answer = stages.generate_shard(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -155,11 +155,18 @@ class Retriever(Protocol):
         ...
 
 
+Purpose = Literal["label", "evaluate"]
+"""What a generator is for: pseudo-labels, or greedy answers to held-out rows."""
+
+
 class Backend(Protocol):
     """Builds the parts above for one base model. Only this knows torch."""
 
-    def generator(self, adapter: Path | None) -> AbstractContextManager[Generator]:
-        """The base model, with an adapter or without; its memory is given back on leaving."""
+    def generator(self, adapter: Path | None, purpose: Purpose, rows: int) -> AbstractContextManager[Generator]:
+        """The base model, with an adapter or without; its memory is given back on leaving.
+
+        `rows`: how many it is for in all, whichever part of them this process does.
+        """
         ...
 
     def trainer(self) -> Trainer:
@@ -170,8 +177,11 @@ class Backend(Protocol):
         """A retriever over `documents` as the recipe's `propagation.retriever` says."""
         ...
 
-    def provenance(self) -> dict[str, str]:
-        """Versions, device, dtype and the base model's digest: what has to be equal for equal bytes."""
+    def provenance(self, rows: int) -> dict[str, str]:
+        """Engine, versions, device, dtype and the base model's digest: what has to be equal for equal bytes.
+
+        `rows`: the unlabeled ones.
+        """
         ...
 
 

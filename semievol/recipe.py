@@ -31,6 +31,18 @@ class ModelSettings(_Settings):
     max_length: int = Field(1024, ge=16, description="Longest prompt and reply together, in tokens.")
 
 
+class EngineSettings(_Settings):
+    """What samples replies, scores options and answers the rows of an evaluation."""
+
+    name: Literal["auto", "huggingface", "vllm"] = Field(
+        "auto",
+        description="auto: vLLM from 2,000 rows on where it is installed and knows the model's architecture, else "
+        "huggingface (transformers), which starts sooner; vllm: for pseudo-labels in any number.",
+    )
+    gpu_memory_utilization: float = Field(0.9, gt=0, lt=1, description="Share of the GPU's memory that vLLM takes.")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs over which vLLM splits the model.")
+
+
 class AnswerSettings(_Settings):
     """What an answer is."""
 
@@ -74,6 +86,10 @@ class GenerationSettings(_Settings):
     )
     balance: Literal["labeled", "none"] = Field(
         "labeled", description="Scored answers: scale the mean probabilities to the labeled mix of answers (Sinkhorn)."
+    )
+    early_stop: bool = Field(
+        False,
+        description="Sampled replies: ask a row's further collaborators only as long as they can change its outcome.",
     )
     max_new_tokens: int = Field(256, ge=1, description="Longest reply in tokens.")
     shard_size: int = Field(512, ge=1, description="Rows of one unit of work; part of the result's identity.")
@@ -152,6 +168,7 @@ class Recipe(_Settings):
     preset: Literal["default", "paper"] = Field("default", description="Where unset fields come from.")
     rounds: int = Field(1, ge=1, le=10, description="At most; stops before when validation stops improving.")
     model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
     answers: AnswerSettings = AnswerSettings()
     propagation: PropagationSettings = PropagationSettings()
     generation: GenerationSettings = GenerationSettings()

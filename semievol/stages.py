@@ -237,15 +237,18 @@ def find_neighbours(data: Prepared, backend: Backend, pending: Pending, job: "Jo
 
 
 @contextmanager
-def open_lazily(backend: Backend, teacher: Stage | None) -> Iterator[Callable[[], Generator]]:
-    """The labeling model, loaded at its first use: a round whose shards are all done needs none."""
+def open_lazily(backend: Backend, teacher: Stage | None, rows: int) -> Iterator[Callable[[], Generator]]:
+    """The labeling model, loaded at its first use: a round whose shards are all done needs none.
+
+    `rows`: the unlabeled ones of the whole job, so that every round and shard is answered by the same engine.
+    """
     with ExitStack() as stack:
         opened: list[Generator] = []
 
         def generator() -> Generator:
             if not opened:
                 adapter = teacher.folder / ADAPTER if teacher else None
-                opened.append(stack.enter_context(backend.generator(adapter)))
+                opened.append(stack.enter_context(backend.generator(adapter, "label", rows)))
             return opened[0]
 
         yield generator

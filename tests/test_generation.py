@@ -3,12 +3,12 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from semievol.agreement import JUSTIFICATION, Trial
+from semievol.agreement import JUSTIFICATION, Trial, is_decided, label_sampled
 from semievol.answers import Answers
 from semievol.examples import Example
 from semievol.fakes import FakeGenerator, FakeRetriever, knowing
@@ -147,6 +147,54 @@ def test_rows_whose_collaborators_differ_are_justified_greedily_and_no_others_ar
 
 def test_a_majority_needs_no_justification() -> None:
     assert all(one.justification is None for one in answer(disagreement="majority"))
+
+
+@pytest.mark.parametrize("disagreement", ["justify", "majority"])
+def test_an_early_stop_saves_samples_and_changes_no_outcome(disagreement: Literal["justify", "majority"]) -> None:
+    """What was drawn are the first of the samples that would have been drawn."""
+    every = answer(disagreement=disagreement, n=5)
+    stopped = answer(disagreement=disagreement, n=5, early_stop=True)
+    unjustified: Literal["majority"] | None = "majority" if disagreement == "majority" else None
+    saved = 0
+    for full, short in zip(every, stopped, strict=True):
+        assert short.trials == full.trials[: len(short.trials)]
+        assert len(short.trials) >= 2
+        saved += len(full.trials) - len(short.trials)
+        ours, theirs = (
+            label_sampled(one.trials, one.justification, OPEN, unjustified=unjustified) for one in (short, full)
+        )
+        assert ours.outcome == theirs.outcome
+        if disagreement == "majority" or theirs.outcome == "consistent":
+            assert ours.answer == theirs.answer
+    assert saved > 0
+
+
+def test_an_early_stop_asks_on_while_the_outcome_is_open() -> None:
+    """Two that agree, or by majority a lead that can be caught up with, are not enough."""
+
+    def trials(*replies: str | None) -> list[Trial]:
+        return [Trial(c, 0, (), (), str(reply), reply, (-0.1,), ("x",)) for c, reply in enumerate(replies)]
+
+    assert not is_decided(trials("a", "a"), OPEN, 4, "justify")
+    assert is_decided(trials("a", "b"), OPEN, 4, "justify")
+    assert is_decided(trials("a", None), OPEN, 4, "justify")
+    assert not is_decided(trials("a", "a", "b"), OPEN, 4, "majority")
+    assert is_decided(trials("a", "a", "a", "b"), OPEN, 5, "majority")
+    assert is_decided(trials("a", "a", "a", None), OPEN, 5, "majority")
+    assert not is_decided(trials("a", "b"), OPEN, 3, "majority")
+    assert is_decided(trials("a", "a", "a"), OPEN, 3, "majority")
+    assert not is_decided(trials(), OPEN, 3, "justify")
+
+
+def test_progress_of_an_early_stop_ends_at_the_number_of_rows() -> None:
+    heard: list[tuple[int, int]] = []
+    generator = FakeGenerator(knowing(TRUTH, 0.4))
+    pool = pool_size(recipe(early_stop=True), len(LABELED))
+    answer_shard(
+        ROWS, neighbours(ROWS, pool), LABELED, generator, OPEN, recipe(early_stop=True), seed=0, round_number=1,
+        progress=lambda done, total, loss=None: heard.append((done, total)),
+    )  # fmt: skip
+    assert heard == [(done, len(ROWS)) for done in range(1, len(ROWS) + 1)]
 
 
 def test_rows_that_nobody_answered_are_not_justified() -> None:

@@ -147,7 +147,7 @@ def test_scores_are_the_exact_distribution_over_the_options(
     for index, prompt in enumerate(prompts[:9]):
         start = chat.prompt_ids(prompt)
         totals = []
-        endings = generator._distinguishing(options)
+        endings = chat.distinguishing(options)
         for ending in endings:
             with torch.inference_mode():
                 logprobs = model(input_ids=torch.tensor([start + ending])).logits[0].log_softmax(dim=-1)

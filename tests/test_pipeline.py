@@ -17,6 +17,7 @@ from semievol import summary, wording
 from semievol.errors import DataError, ModelError, RecipeError, WorkdirError
 from semievol.fakes import FakeBackend, FakeObserver, read_memory
 from semievol.pipeline import Job, run
+from semievol.ports import Purpose
 from semievol.recipe import Recipe
 from semievol.tables import read_rows
 from tests.tickets import WORDS, Row, tickets, write_csv, write_labeled, write_unlabeled
@@ -704,7 +705,7 @@ def test_the_order_of_unlabeled_rows_changes_no_label_but_rounding(
 
 def test_an_error_of_the_backend_reaches_the_caller(tmp_path: Path) -> None:
     class Broken(FakeBackend):
-        def generator(self, adapter: Path | None) -> Any:
+        def generator(self, adapter: Path | None, purpose: Purpose, rows: int) -> Any:
             raise ModelError("no such model")
 
     with pytest.raises(ModelError, match="no such model"):

@@ -46,7 +46,7 @@ def answer_shards(data: Path, output: Path, answers: str, shards: list[int], sha
     sft = work.stage("warm-up", stages.warm_up(prepared, backend, job))
     near = work.stage("neighbours", stages.find_neighbours(prepared, backend, pending, job))
     labeled = read_examples(prepared.train)
-    with stages.open_lazily(backend, sft) as generator:
+    with stages.open_lazily(backend, sft, prepared.facts["rows"]["unlabeled"]) as generator:
         for shard in shards:
             step = stages.generate_shard(
                 prepared, lambda: labeled, generator, pending, near, job, shard=shard, round_number=1

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase
 
 from semievol.errors import ModelError
 from semievol.prompts import PLAIN_TEMPLATE, Message
@@ -21,16 +21,22 @@ _DATE = date(2024, 7, 26)
 """What templates that print today's date are told, so that a prompt is no matter of the clock (Llama's own default)."""
 
 
+def config_of(model: str, revision: str | None) -> PreTrainedConfig:
+    """A model's configuration. Raises ModelError if there is none to load."""
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no configuration can be loaded from {model}: {error}") from error
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
 def position_limit(model: str, revision: str | None) -> int | None:
     """The longest chat that a model can take, in tokens, from its configuration alone; None where it names none.
 
     Raises ModelError if there is no configuration to load.
     """
-    try:
-        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no configuration can be loaded from {model}: {error}") from error
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(config_of(model, revision), "max_position_embeddings", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +64,11 @@ class Chat:
             place: token.content for place, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         self._texts: dict[int, str] = {}
+        self._options: dict[str, list[int]] = {}
         self.has_system = self._renders_system()
         self.end_of_turn = self._end_of_turn()
         self.stop_ids = frozenset(
-            i for i in (tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(self.end_of_turn)) if i is not None
+            i for i in (tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(self.end_of_turn)) if isinstance(i, int)
         )
 
     @classmethod
@@ -87,6 +94,34 @@ class Chat:
         """Token ids of an assistant's reply, end-of-turn included."""
         encoded = self.encode((Message("user", "x"), Message("assistant", reply)))
         return [label for label in encoded.labels if label != -100]
+
+    def fits(self, prompt: Sequence[Message], room: int) -> bool:
+        """Whether a prompt has at most `room` tokens. A short enough text is not tokenised to know it."""
+        # A token covers at least one byte; a turn's frame in known templates is below 32 tokens.
+        if sum(len(message.content.encode()) + 32 for message in prompt) <= room:
+            return True
+        return len(self.prompt_ids(prompt)) <= room
+
+    def distinguishing(self, options: Sequence[str]) -> list[list[int]]:
+        """Each option's tokens as a reply, up to where no other begins the same (its end-of-turn if need be).
+
+        Raises ModelError if two options are the same tokens.
+        """
+        replies = [self._option_ids(option) for option in options]
+        if len({tuple(reply) for reply in replies}) < len(replies):
+            raise ModelError("two of the task's options are the same tokens to this model; rename one of them")
+        cut = []
+        for reply in replies:
+            length = 1
+            while sum(other[:length] == reply[:length] for other in replies) > 1:
+                length += 1
+            cut.append(reply[:length])
+        return cut
+
+    def _option_ids(self, option: str) -> list[int]:
+        if option not in self._options:
+            self._options[option] = self.reply_ids(option)
+        return self._options[option]
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
         """A training chat: loss on assistant turns of weight 1, from the reply's first token to its end-of-turn.

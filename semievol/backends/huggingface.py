@@ -99,15 +99,10 @@ class HuggingFaceGenerator:
         self.model, self.chat, self.max_length = model, chat, min(max_length, limit)
         self.device = model.device
         self.batch_tokens = batch_tokens if batch_tokens is not None else batch_tokens_of(self.device)
-        self._replies: dict[str, list[int]] = {}
 
     def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
-        """Whether prompt and reply stay within the length. A short enough text is not tokenised to know it."""
-        room = self.max_length - max_new_tokens
-        # A token covers at least one byte; a turn's frame in known templates is below 32 tokens.
-        if sum(len(message.content.encode()) + 32 for message in prompt) <= room:
-            return True
-        return len(self.chat.prompt_ids(prompt)) <= room
+        """See `ports.Generator`."""
+        return self.chat.fits(prompt, self.max_length - max_new_tokens)
 
     @torch.inference_mode()
     def generate(
@@ -130,7 +125,7 @@ class HuggingFaceGenerator:
     def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
         """See `ports.Generator`. Only the tokens that tell the options apart are computed."""
         ids = self.chat.prompts_ids(prompts)
-        endings = {key: self._distinguishing(key) for key in {tuple(row) for row in options}}
+        endings = {key: self.chat.distinguishing(key) for key in {tuple(row) for row in options}}
         widths = [1 + sum(len(ending) > 1 for ending in endings[tuple(row)]) for row in options]
         for batch in self._batches(ids, widths, 1):
             with memory_told("generation", len(batch)):
@@ -267,23 +262,6 @@ class HuggingFaceGenerator:
             sum(float(logprobs[place, at, token]) for at, token in enumerate(ending[1:]))
             for place, (_, _, ending) in enumerate(pairs)
         ]
-
-    def _distinguishing(self, options: Sequence[str]) -> list[list[int]]:
-        """Each option's tokens up to where no other option begins the same (its end-of-turn if need be)."""
-        replies = []
-        for option in options:
-            if option not in self._replies:
-                self._replies[option] = self.chat.reply_ids(option)
-            replies.append(self._replies[option])
-        if len({tuple(reply) for reply in replies}) < len(replies):
-            raise ModelError("two of the task's options are the same tokens to this model; rename one of them")
-        cut = []
-        for reply in replies:
-            length = 1
-            while sum(other[:length] == reply[:length] for other in replies) > 1:
-                length += 1
-            cut.append(reply[:length])
-        return cut
 
 
 @dataclass(slots=True)

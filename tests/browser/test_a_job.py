@@ -203,7 +203,7 @@ def test_review_by_keyboard_and_go_on(page: Page, deployment: Deployment) -> Non
     estimate = page.get_by_role("region", name="The job waits for your review")
     expect(estimate).to_contain_text("95 % interval")
     held: list[Route] = []
-    page.route("**/pseudo_labels/summary", lambda route: held.append(route))
+    page.route("**/pseudo_labels/summary", lambda route: held.append(route))  # noqa: PLW0108
     with page.expect_request("**/pseudo_labels/summary"):
         page.keyboard.press("a")
     expect(rows.nth(2)).to_have_attribute("aria-current", "true")

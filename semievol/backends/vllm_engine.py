@@ -1,0 +1,165 @@
+"""vLLM's offline engine, in a process of its own.
+
+The other side is `vllm.py`; they exchange the messages below over a socket. What is computed together depends on the
+order of the queries alone, so equal queries give equal numbers. When this process ends, all of its memory is free.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from semievol.backends.memory import is_lack_of_memory
+from semievol.backends.vllm_loader import register
+
+MAX_SCORED_TOKENS = 128
+"""vLLM's limit of tokens whose log-probability one request may ask for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first message. `engine`: vLLM's EngineArgs. `queue`: requests that are handed to the scheduler ahead."""
+
+    engine: dict[str, Any]
+    queue: int
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One completion of a prompt.
+
+    `scored`: tokens whose log-probability right after the prompt is asked for; then nothing is written.
+    """
+
+    prompt: list[int]
+    max_tokens: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+    stop: tuple[int, ...] = ()
+    scored: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of the query at `place`. `logprobs`: nats, of `tokens`, or of the query's `scored` ones."""
+
+    place: int
+    tokens: list[int]
+    logprobs: list[float]
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The engine is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The engine cannot be loaded, or went wrong at work; the process ends. `memory`: for lack of it."""
+
+    message: str
+    memory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """All queries of a message are done. `cached_tokens`: of `prompt_tokens`, those that were not computed again."""
+
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(slots=True)
+class _Tally:
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+    def see(self, output: Any) -> None:
+        self.prompt_tokens += len(output.prompt_token_ids)
+        self.cached_tokens += output.num_cached_tokens or 0
+
+
+@dataclass(slots=True)
+class Engine:
+    """A loaded engine that answers lists of queries."""
+
+    start: Start
+    engine: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        register()
+        self.engine = LLMEngine.from_engine_args(EngineArgs(**self.start.engine))
+
+    def answer(self, queries: Sequence[Query]) -> Iterator[list[Written] | End]:
+        """What is finished, as it is finished, and the end."""
+        self.engine.reset_prefix_cache()  # what earlier queries left must not decide what is computed together
+        tally, waiting = _Tally(), iter(enumerate(queries))
+        under_way = 0
+        while True:
+            for place, query in waiting:
+                self.engine.add_request(str(place), {"prompt_token_ids": query.prompt}, _sampling(query))
+                under_way += 1
+                if under_way >= self.start.queue:
+                    break
+            if not under_way:
+                break
+            done = [output for output in self.engine.step() if output.finished]
+            under_way -= len(done)
+            for output in done:
+                tally.see(output)
+            if done:
+                yield [_written(int(output.request_id), output.outputs[0], queries) for output in done]
+        yield End(tally.prompt_tokens, tally.cached_tokens)
+
+
+def _sampling(query: Query) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    if query.scored:
+        asked: dict[str, Any] = {"logprob_token_ids": list(query.scored), "temperature": 0.0}
+    else:
+        asked = {"logprobs": 0, "temperature": query.temperature}
+        if query.temperature:
+            asked["seed"] = query.seed
+    return SamplingParams(
+        **asked,
+        max_tokens=query.max_tokens,
+        stop_token_ids=list(query.stop),
+        ignore_eos=True,  # where a reply ends is the chat template's to say
+        detokenize=False,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _written(place: int, output: Any, queries: Sequence[Query]) -> Written:
+    told, tokens = output.logprobs, list(output.token_ids)
+    if scored := queries[place].scored:
+        known = dict(zip(told.token_ids, told.logprobs, strict=True))
+        return Written(place, [], [float(known[token]) for token in scored], True)
+    # the first of each position is the token that was drawn
+    logprobs = [float(told.logprobs[start]) for start in told.start_indices]
+    return Written(place, tokens, logprobs, output.finish_reason == "stop")
+
+
+def serve(handle: int) -> None:
+    """Load the engine that the first message on the socket asks for, and answer until nobody can ask any more."""
+    connection = Connection(handle)
+    try:
+        engine = Engine(connection.recv())
+        connection.send(Ready())
+        while True:
+            try:
+                queries = connection.recv()
+            except EOFError:
+                return
+            for message in engine.answer(queries):
+                connection.send(message)
+    except Exception as error:
+        connection.send(Failed(f"{type(error).__name__}: {error}", is_lack_of_memory(error)))
+        raise
