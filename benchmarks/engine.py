@@ -166,7 +166,7 @@ def stage_part(rows: int, rounds: int) -> bool:
 
         ours = VllmGenerator(start, chat)
         begun = time.perf_counter()
-        next(ours.generate([Request(labeled[0].prompt, (1,))], temperature=1.0, max_new_tokens=1))
+        list(ours.generate([Request(labeled[0].prompt, (1,))], temperature=1.0, max_new_tokens=1))
         started = time.perf_counter() - begun
         recorder = Recorder(ours)
         stage(recorder)

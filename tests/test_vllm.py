@@ -242,7 +242,8 @@ def test_the_loop_with_vllm(tmp_path: Path) -> None:
 
 
 def test_prompts_that_begin_alike_are_neighbours() -> None:
-    assert prefix_order([[1, 2, 3], [2], [1, 2], [1, 2, 3]]) == [2, 0, 3, 1]
+    prompts = [(Message("user", first), Message("user", "x")) for first in ("b", "a", "b", "ab")]
+    assert prefix_order(prompts) == [1, 3, 0, 2]
 
 
 def test_fewer_completions_at_once_where_memory_was_short() -> None:

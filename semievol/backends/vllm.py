@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -32,6 +33,8 @@ from semievol.recipe import EngineSettings, ModelSettings
 
 SEQUENCES = {"cpu": 64, "cuda": 512}
 """Completions that are computed at once, by device type."""
+TOKENISED_AT_ONCE, SENT_AT_ONCE = 64, 64
+"""Prompts and queries: few, so that the engine begins at once."""
 BLOCK_TOKENS = 32
 """On a CPU: tokens of a block of the prefix cache. vLLM's own 128 there is longer than many prompts."""
 CACHE_SHARE = 0.25
@@ -148,12 +151,15 @@ class VllmGenerator:
         self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
     ) -> Iterator[tuple[int, list[Response]]]:
         """See `ports.Generator`."""
-        prompts = self.chat.prompts_ids([request.prompt for request in requests])
-        asked = [(index, nth) for index in prefix_order(prompts) for nth in range(len(requests[index].seeds))]
-        queries = [
-            Query(prompts[index], max_new_tokens, temperature, requests[index].seeds[nth], self.stop)
-            for index, nth in asked
-        ]
+        asked: list[tuple[int, int]] = []
+
+        def queries() -> Iterator[list[Query]]:
+            asked.clear()
+            for index, ids in self._tokenised([request.prompt for request in requests]):
+                seeds = requests[index].seeds
+                asked.extend((index, nth) for nth in range(len(seeds)))
+                yield [Query(ids, max_new_tokens, temperature, seed, self.stop) for seed in seeds]
+
         drawn: dict[int, dict[int, Response]] = {}
         for written in self._run(queries):
             index, nth = asked[written.place]
@@ -169,22 +175,22 @@ class VllmGenerator:
 
     def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
         """See `ports.Generator`. Where options begin alike, the prompt is asked again with what they share."""
-        ids = self.chat.prompts_ids(prompts)
         endings = {key: self.chat.distinguishing(key) for key in {tuple(row) for row in options}}
         branches = {key: _branches(found) for key, found in endings.items()}
-        asked: list[tuple[int, tuple[int, ...]]] = []
-        queries = []
-        left = [0] * len(ids)
-        for index in prefix_order(ids):
-            for shared, tokens in branches[tuple(options[index])]:
-                asked.append((index, shared))
-                queries.append(Query([*ids[index], *shared], scored=tokens))
-                left[index] += 1
+        asked: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
+
+        def queries() -> Iterator[list[Query]]:
+            asked.clear()
+            for index, ids in self._tokenised(prompts):
+                of_row = branches[tuple(options[index])]
+                asked.extend((index, shared, tokens) for shared, tokens in of_row)
+                yield [Query([*ids, *shared], scored=tokens) for shared, tokens in of_row]
+
+        left = [len(branches[tuple(row)]) for row in options]
         told: dict[int, dict[tuple[int, ...], float]] = {}
         for written in self._run(queries):
-            index, shared = asked[written.place]
+            index, shared, scored = asked[written.place]
             known = told.setdefault(index, {})
-            scored = queries[written.place].scored
             known.update({(*shared, token): logprob for token, logprob in zip(scored, written.logprobs, strict=True)})
             left[index] -= 1
             if not left[index]:
@@ -195,7 +201,14 @@ class VllmGenerator:
                 ]
                 yield index, log_softmax(np.array(scores, dtype=np.float64)).tolist()
 
-    def _run(self, queries: Sequence[Query]) -> Iterator[Written]:
+    def _tokenised(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[int]]]:
+        """Index and tokens of each prompt, those that begin alike as neighbours; a few at a time."""
+        order = prefix_order(prompts)
+        for start in range(0, len(order), TOKENISED_AT_ONCE):
+            some = order[start : start + TOKENISED_AT_ONCE]
+            yield from zip(some, self.chat.prompts_ids([prompts[index] for index in some]), strict=True)
+
+    def _run(self, queries: Callable[[], Iterator[list[Query]]]) -> Iterator[Written]:
         """What the engine writes, each once. If it dies, all is asked again in a fresh process, once."""
         told: set[int] = set()
         ended = False
@@ -203,7 +216,7 @@ class VllmGenerator:
             for attempt in (1, 2):
                 try:
                     process = self._process = self._process or _Process(self.start, self.sequences)
-                    for message in process.ask(queries):
+                    for message in process.ask(queries()):
                         if isinstance(message, End):
                             self.last, ended = message, True
                             return
@@ -229,6 +242,9 @@ class VllmGenerator:
 class _Process:
     """The engine's process. Raises EngineDied, OutOfMemory and ModelError."""
 
+    failure: Exception | None
+    """What went wrong in making queries."""
+
     def __init__(self, start: Start, sequences: int) -> None:
         self.sequences = sequences
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  -- closed by `close`
@@ -243,7 +259,7 @@ class _Process:
                 pass_fds=[theirs.fileno()],
             )
         self.connection = Connection(ours.detach())
-        self.ready = False
+        self.ready, self.failure = False, None
         try:
             self._send(start)
             self._hear()
@@ -252,13 +268,36 @@ class _Process:
             raise
         self.ready = True
 
-    def ask(self, queries: Sequence[Query]) -> Iterator[list[Written] | End]:
-        """What the engine answers, the end included."""
-        self._send(list(queries))
-        message: Any = None
-        while not isinstance(message, End):
-            message = self._hear()
-            yield message
+    def ask(self, queries: Iterator[list[Query]]) -> Iterator[list[Written] | End]:
+        """What the engine answers, the end included. Queries are made and sent while it answers others."""
+        asking = threading.Thread(target=self._send_all, args=(queries,), name="vllm-queries", daemon=True)
+        asking.start()
+        try:
+            message: Any = None
+            while not isinstance(message, End):
+                message = self._hear()
+                yield message
+        except EngineDied:
+            asking.join()
+            if self.failure is not None:
+                raise self.failure from None
+            raise
+
+    def _send_all(self, queries: Iterator[list[Query]]) -> None:
+        try:
+            some: list[Query] = []
+            for of_row in queries:
+                some += of_row
+                if len(some) >= SENT_AT_ONCE:
+                    self.connection.send(some)
+                    some = []
+            self.connection.send(some)
+            self.connection.send(None)
+        except OSError:
+            pass  # who listens hears that the process is gone
+        except Exception as error:  # noqa: BLE001  -- the thread's outermost frame; the error is raised by `ask`
+            self.failure = error
+            self.process.kill()
 
     def _send(self, message: Any) -> None:
         try:
@@ -296,9 +335,9 @@ class _Process:
         self.log.close()
 
 
-def prefix_order(prompts: Sequence[Sequence[int]]) -> list[int]:
+def prefix_order(prompts: Sequence[Prompt]) -> list[int]:
     """Indices of the prompts such that those which begin alike are neighbours."""
-    return sorted(range(len(prompts)), key=lambda index: (prompts[index], index))
+    return sorted(range(len(prompts)), key=lambda index: [(turn.role, turn.content) for turn in prompts[index]])
 
 
 def _branches(endings: Sequence[Sequence[int]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

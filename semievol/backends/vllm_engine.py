@@ -1,11 +1,13 @@
 """vLLM's offline engine, in a process of its own.
 
-The other side is `vllm.py`; they exchange the messages below over a socket. What is computed together depends on the
-order of the queries alone, so equal queries give equal numbers. When this process ends, all of its memory is free.
+The other side is `vllm.py`; they exchange the messages below over a socket: a Start, then lists of queries up to None,
+again and again. What is computed together depends on the order of the queries alone, not on when they come, so equal
+queries give equal numbers. When this process ends, all of its memory is free.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,7 +20,7 @@ MAX_SCORED_TOKENS = 128
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The first message. `engine`: vLLM's EngineArgs. `queue`: requests that are handed to the scheduler ahead."""
+    """The first message. `engine`: vLLM's EngineArgs. `queue`: queries that its scheduler knows at any time."""
 
     engine: dict[str, Any]
     queue: int
@@ -94,26 +96,29 @@ class Engine:
         register()
         self.engine = LLMEngine.from_engine_args(EngineArgs(**self.start.engine))
 
-    def answer(self, queries: Sequence[Query]) -> Iterator[list[Written] | End]:
-        """What is finished, as it is finished, and the end."""
+    def answer(self, queries: Iterator[Query]) -> Iterator[list[Written] | End]:
+        """What is finished, as it is finished, and the end. Waits for a query where the queue has room for it."""
         self.engine.reset_prefix_cache()  # what earlier queries left must not decide what is computed together
-        tally, waiting = _Tally(), iter(enumerate(queries))
-        under_way = 0
+        tally, coming = _Tally(), enumerate(queries)
+        under_way: dict[int, Query] = {}
         while True:
-            for place, query in waiting:
+            for place, query in islice(coming, self.start.queue - len(under_way)):
                 self.engine.add_request(str(place), {"prompt_token_ids": query.prompt}, _sampling(query))
-                under_way += 1
-                if under_way >= self.start.queue:
-                    break
+                under_way[place] = query
             if not under_way:
                 break
             done = [output for output in self.engine.step() if output.finished]
-            under_way -= len(done)
             for output in done:
                 tally.see(output)
             if done:
-                yield [_written(int(output.request_id), output.outputs[0], queries) for output in done]
+                yield [_written(output, under_way) for output in done]
         yield End(tally.prompt_tokens, tally.cached_tokens)
+
+
+def _more(connection: Connection) -> Iterator[Query]:
+    """The queries that follow, up to None."""
+    while (queries := connection.recv()) is not None:
+        yield from queries
 
 
 def _sampling(query: Query) -> Any:
@@ -137,9 +142,10 @@ def _sampling(query: Query) -> Any:
     )
 
 
-def _written(place: int, output: Any, queries: Sequence[Query]) -> Written:
+def _written(finished: Any, under_way: dict[int, Query]) -> Written:
+    place, output = int(finished.request_id), finished.outputs[0]
     told, tokens = output.logprobs, list(output.token_ids)
-    if scored := queries[place].scored:
+    if scored := under_way.pop(place).scored:
         known = dict(zip(told.token_ids, told.logprobs, strict=True))
         return Written(place, [], [float(known[token]) for token in scored], True)
     # the first of each position is the token that was drawn
@@ -154,12 +160,11 @@ def serve(handle: int) -> None:
         engine = Engine(connection.recv())
         connection.send(Ready())
         while True:
-            try:
-                queries = connection.recv()
-            except EOFError:
-                return
-            for message in engine.answer(queries):
+            first = connection.recv()
+            for message in engine.answer(chain(first or (), _more(connection) if first is not None else ())):
                 connection.send(message)
+    except (EOFError, BrokenPipeError):
+        return  # nobody asks any more
     except Exception as error:
         connection.send(Failed(f"{type(error).__name__}: {error}", is_lack_of_memory(error)))
         raise
