@@ -116,6 +116,8 @@ def _parameters(query: Query) -> dict[str, Any]:
 class Recorder:
     """The `Generator` port that notes what passes through it, as the queries that vLLM is sent."""
 
+    engine = "vllm"
+
     def __init__(self, generator: VllmGenerator) -> None:
         self.generator, self.queries = generator, list[Query]()
 

@@ -65,6 +65,8 @@ class MadeUpVectors:
 class MadeUpScores:
     """The `Generator` port: one greedy reply, and log-probabilities of options that depend on the prompt."""
 
+    engine = "made-up"
+
     def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
         """See `ports.Generator`."""
         return True

@@ -60,6 +60,8 @@ def knowing(truth: Mapping[str, str], error_rate: float = 0.0) -> Distribution:
 class FakeGenerator:
     """The `Generator` port over a distribution of replies. A token is a word; the end of turn is one more."""
 
+    engine = "fake"
+
     def __init__(self, distribution: Distribution, max_words: int = 1_000_000) -> None:
         self.distribution, self.max_words = distribution, max_words
         self.prompts: list[Prompt] = []
@@ -265,9 +267,9 @@ class FakeBackend:
         """See `ports.Backend`."""
         return FakeRetriever(documents)
 
-    def provenance(self, rows: int) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
         """See `ports.Backend`."""
-        return {"engine": "fake"}
+        return {"device": "none"}
 
 
 @dataclass

@@ -52,6 +52,9 @@ class Response:
 class Generator(Protocol):
     """A loaded model that writes and judges. Results do not depend on how requests are batched or ordered."""
 
+    engine: str
+    """Its name, for the report."""
+
     def generate(
         self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
     ) -> Iterator[tuple[int, list[Response]]]:
@@ -177,11 +180,8 @@ class Backend(Protocol):
         """A retriever over `documents` as the recipe's `propagation.retriever` says."""
         ...
 
-    def provenance(self, rows: int) -> dict[str, str]:
-        """Engine, versions, device, dtype and the base model's digest: what has to be equal for equal bytes.
-
-        `rows`: the unlabeled ones.
-        """
+    def provenance(self) -> dict[str, str]:
+        """Versions, device, dtype and the base model's digest: what has to be equal for equal bytes."""
         ...
 
 

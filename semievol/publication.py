@@ -32,7 +32,7 @@ def publish(job: "Job", data: Prepared, backend: Backend, verdict: Verdict, done
         if verdict.best_round is not None:
             labels = final_labels(verdict.rounds[: verdict.best_round.number])
             write_rows(folder / LABELS, PSEUDO_LABELS, watched.watch(labels), 1024)
-        told = report.build(job, data, verdict, watched, done, backend.provenance(data.facts["rows"]["unlabeled"]))
+        told = report.build(job, data, verdict, watched, done, backend.provenance())
         write_whole(folder / PAGE, page.render_html(told).encode())
         write_whole(folder / REPORT, json.dumps(told, indent=2, ensure_ascii=False).encode())
         return {"delivered": told["delivered"], "accuracies": told["accuracy"]}

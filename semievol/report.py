@@ -1,7 +1,7 @@
 """The report: what was asked, what came of it, and what has to be equal to get it again."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,12 @@ def build(
         "stage_tokens": {name: stage.facts["tokens"] for name, stage in stages.items() if "tokens" in stage.facts},
         "recipe": job.recipe.model_dump(mode="json"),
         "differs_from_default": job.recipe.differences(Recipe()),
-        "provenance": {"seed": job.seed, "inputs": data.facts["inputs"], **provenance},
+        "provenance": {
+            "seed": job.seed,
+            "inputs": data.facts["inputs"],
+            "engine": _engines(stages.values()),
+            **provenance,
+        },
     }
     if verdict.best_round is not None and verdict.evolved_test is not None:
         _add_rounds(told, job, verdict, verdict.best_round, verdict.evolved_test)
@@ -55,6 +60,11 @@ def build(
     _add_held_out(told, data, verdict)
     told["commands"] = commands(told)
     return told
+
+
+def _engines(stages: Iterable[Stage]) -> str:
+    """What answered: mostly one engine, two where one is for pseudo-labels and one for evaluations."""
+    return " and ".join(sorted({stage.facts["engine"] for stage in stages if "engine" in stage.facts}))
 
 
 def _add_rounds(told: dict[str, Any], job: "Job", verdict: Verdict, best: Round, evolved_test: Stage) -> None:

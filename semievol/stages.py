@@ -268,7 +268,7 @@ def generate_shard(
     """Collaborative learning over one shard. `labeled` and the generator are shared by all shards of a process."""
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
-        rows = read_examples(pending.path, shard)
+        rows, engine = read_examples(pending.path, shard), generator()
         near = None
         if neighbours.facts["pool"]:
             with np.load(neighbours.folder / f"{shard:05d}.npz") as arrays:
@@ -277,7 +277,7 @@ def generate_shard(
             rows,
             near,
             labeled(),
-            generator(),
+            engine,
             data.answers,
             job.recipe,
             seed=job.seed,
@@ -294,6 +294,7 @@ def generate_shard(
             "replies": len(trials),
             "justified": sum(one.justification is not None for one in answered),
             "tokens": sum(len(trial.logprobs) for trial in trials),
+            "engine": engine.engine,
             **agreement.told(),
         }
 

@@ -214,6 +214,22 @@ def test_what_cannot_be_loaded_says_so(tmp_path: Path, chat: Chat, adapter: Path
         next(generator.generate([Request((Message("user", "x"),), (0,))], temperature=0.0, max_new_tokens=2))
 
 
+def test_transformers_takes_over_where_vllm_does_not_start(
+    labeled: list[Example], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not where the recipe asks for vLLM by name."""
+    monkeypatch.setattr("semievol.backends.local.FEW_ROWS", 1)
+    impossible = {"model": {"device": "cpu"}, "engine": {"tensor_parallel_size": 64}}
+    requests = [Request(labeled[0].prompt, (0,))]
+    with LocalBackend(BASE, Recipe.resolve(impossible)).generator(None, "label", 10) as generator:
+        assert generator.engine == "huggingface"
+        assert list(generator.generate(requests, temperature=0.0, max_new_tokens=4))
+    assert "vLLM, which does not start" in caplog.text
+    by_name = Recipe.resolve({**impossible, "engine": {"tensor_parallel_size": 64, "name": "vllm"}})
+    with LocalBackend(BASE, by_name).generator(None, "label", 10) as generator, pytest.raises(ModelError):
+        list(generator.generate(requests, temperature=0.0, max_new_tokens=4))
+
+
 @pytest.mark.long
 def test_the_loop_with_vllm(tmp_path: Path) -> None:
     """The labels of two runs are the same bytes, and few of them differ from those of transformers."""
@@ -221,7 +237,8 @@ def test_the_loop_with_vllm(tmp_path: Path) -> None:
     labels = {}
     assert LocalBackend(BASE, Recipe()).engine("label", 100) == "huggingface"
     assert LocalBackend(BASE, Recipe()).engine("evaluate", 10_000) == "vllm"
-    for name, engine in (("one", "vllm"), ("two", "vllm"), ("peer", "huggingface")):
+    both = "huggingface and vllm"  # few rows of an evaluation are answered by transformers
+    for name, engine, told in (("one", "vllm", both), ("two", "vllm", both), ("peer", "huggingface", "huggingface")):
         recipe = Recipe.resolve(
             {
                 "model": {"device": "cpu"},
@@ -234,7 +251,7 @@ def test_the_loop_with_vllm(tmp_path: Path) -> None:
         )
         job = Job(BASE, tmp_path / "labeled.jsonl", tmp_path / "unlabeled.jsonl", recipe, 3)
         report = run(job, LocalBackend(BASE, recipe), tmp_path / name, FakeObserver())
-        assert report["provenance"]["engine"] == engine
+        assert report["provenance"]["engine"] == told
         labels[name] = (tmp_path / name / "pseudo_labels.parquet").read_bytes()
     assert labels["one"] == labels["two"]
     ours, theirs = (list(read_rows(tmp_path / name / "pseudo_labels.parquet")) for name in ("one", "peer"))

@@ -94,6 +94,8 @@ def open_generator(
 class HuggingFaceGenerator:
     """The `Generator` port over a loaded causal language model."""
 
+    engine = "huggingface"
+
     def __init__(self, model: PreTrainedModel, chat: Chat, max_length: int, batch_tokens: int | None = None) -> None:
         limit = getattr(model.config, "max_position_embeddings", None) or max_length
         self.model, self.chat, self.max_length = model, chat, min(max_length, limit)

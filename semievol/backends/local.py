@@ -1,9 +1,11 @@
 """The `Backend` port on this machine: Hugging Face models for generation and training."""
 
 import hashlib
+import logging
 import platform
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -15,13 +17,14 @@ from semievol.backends.chat import Chat
 from semievol.backends.embedders import build_retriever
 from semievol.backends.huggingface import device_of, dtype_of, open_generator
 from semievol.backends.training import LoraTrainer
+from semievol.backends.vllm import VllmGenerator, knows, open_vllm, vllm_version
 from semievol.backends.vllm import is_installed as vllm_installed
-from semievol.backends.vllm import knows, open_vllm, vllm_version
-from semievol.errors import ModelError
+from semievol.errors import EngineDied, ModelError
 from semievol.memory import Halvings
 from semievol.ports import Checkpoints, Generator, Progress, Purpose, Retriever, Trainer, no_progress
 from semievol.recipe import Recipe
 
+_log = logging.getLogger(__name__)
 FEW_ROWS = 2000
 """Fewer are answered sooner by transformers, which loads in seconds, than vLLM starts (benchmarks/README.md)."""
 
@@ -43,12 +46,14 @@ class LocalBackend:
     def generator(self, adapter: Path | None, purpose: Purpose, rows: int) -> AbstractContextManager[Generator]:
         """See `ports.Backend`."""
         settings, halvings = self.recipe.model, self.halvings.generation
-        if self.engine(purpose, rows) == "vllm":
-            return open_vllm(self.model, settings, self.recipe.engine, self.chat, adapter, halvings=halvings)
-        return open_generator(self.model, settings, self.chat, adapter, halvings=halvings)
+        transformers = partial(open_generator, self.model, settings, self.chat, adapter, halvings=halvings)
+        if self.engine(purpose, rows) == "huggingface":
+            return transformers()
+        vllm = open_vllm(self.model, settings, self.recipe.engine, self.chat, adapter, halvings=halvings)
+        return vllm if self.recipe.engine.name == "vllm" else _first_that_loads(vllm, transformers)
 
     def engine(self, purpose: Purpose, rows: int) -> Literal["huggingface", "vllm"]:
-        """What answers so many rows. Raises ModelError if the recipe names an engine that is not here."""
+        """What shall answer so many rows. Raises ModelError if the recipe names an engine that is not here."""
         wanted = self.recipe.engine.name
         if wanted == "vllm":
             if not vllm_installed():
@@ -68,17 +73,15 @@ class LocalBackend:
         name = self.recipe.propagation.retriever
         return build_retriever(name, documents, self.model, self.recipe.model, self.chat, progress)
 
-    def provenance(self, rows: int) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
         """See `ports.Backend`."""
         packages = ["semievol", "torch", "transformers", "peft", "tokenizers", "sentence-transformers", "pyarrow"]
-        engine = self.engine("label", rows)
         versions = {package: version(package) for package in packages}
-        if engine == "vllm":
+        if vllm_installed():
             versions["vllm"] = vllm_version()
         device = device_of(self.recipe.model)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         return {
-            "engine": engine,
             "device": f"{device.type} ({name})",
             "dtype": str(dtype_of(self.recipe.model)).removeprefix("torch."),
             "threads": str(torch.get_num_threads()),
@@ -87,6 +90,22 @@ class LocalBackend:
             "base_model": self.model,
             "base_model_sha256": _weights_digest(self.model) or "not a local folder; see model.revision",
         }
+
+
+@contextmanager
+def _first_that_loads(
+    vllm: AbstractContextManager[VllmGenerator], transformers: Callable[[], AbstractContextManager[Generator]]
+) -> Iterator[Generator]:
+    """VLLM if its engine starts, else the other."""
+    with ExitStack() as stack:
+        engine = stack.enter_context(vllm)
+        generator: Generator = engine
+        try:
+            engine.load()
+        except (ModelError, EngineDied) as error:
+            _log.warning("transformers takes the place of vLLM, which does not start: %s", error)
+            generator = stack.enter_context(transformers())
+        yield generator
 
 
 def _weights_digest(model: str) -> str | None:

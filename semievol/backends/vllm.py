@@ -135,6 +135,8 @@ def _cpu_cache_bytes(config: Any, dtype: torch.dtype, tokens: int) -> int:
 class VllmGenerator:
     """The `Generator` port over an engine in a process of its own."""
 
+    engine = "vllm"
+
     def __init__(self, start: Start, chat: Chat) -> None:
         self.start, self.chat = start, chat
         self.max_length: int = start.engine["max_model_len"]
@@ -142,6 +144,10 @@ class VllmGenerator:
         self.stop = tuple(sorted(chat.stop_ids))
         self.last: End | None = None
         self._process: _Process | None = None
+
+    def load(self) -> None:
+        """Start the engine if it does not run. Raises ModelError, OutOfMemory, and EngineDied if it ends at once."""
+        self._process = self._process or _Process(self.start, self.sequences)
 
     def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
         """See `ports.Generator`."""
@@ -215,8 +221,9 @@ class VllmGenerator:
         try:
             for attempt in (1, 2):
                 try:
-                    process = self._process = self._process or _Process(self.start, self.sequences)
-                    for message in process.ask(queries()):
+                    self.load()
+                    assert self._process is not None
+                    for message in self._process.ask(queries()):
                         if isinstance(message, End):
                             self.last, ended = message, True
                             return
