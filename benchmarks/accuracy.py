@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks import paper_data
 from demo.generate import draw, write
@@ -96,7 +96,7 @@ def run_variant(arena: Arena, name: str, settings: tuple[str, ...]) -> dict[str,
     """One row that is a whole loop: test accuracy, and how right its pseudo-labels are."""
     arena = arena.with_settings(settings)
     data, job, backend, work = arena.data, arena.job, arena.backend, arena.work
-    shards = _answered(arena)
+    shards = answered(arena)
     selected = work.stage(f"{name}/select", stages.select_labels(data, shards, 1, job))
     trained = work.stage(f"{name}/train", stages.train_round(data, backend, [selected], arena.sft, 1, job))
     records = list(read_rows(selected.folder / stages.DECIDED))
@@ -110,10 +110,13 @@ def run_variant(arena: Arena, name: str, settings: tuple[str, ...]) -> dict[str,
     }
 
 
-def _answered(arena: Arena) -> list[Stage]:
-    """The pool's answers. Rows of the table that ask the same questions share them, justifications included."""
+def answered(arena: Arena, disagreement: Literal["justify", "majority"] = "justify") -> list[Stage]:
+    """The pool's answers. Rows of the table that ask the same questions share them, justifications included.
+
+    With an early stop, what is asked depends on what becomes of disagreement.
+    """
     recipe = arena.job.recipe
-    asked = recipe.generation.model_copy(update={"disagreement": "justify"})
+    asked = recipe.generation.model_copy(update={"disagreement": disagreement})
     arena = replace(arena, job=replace(arena.job, recipe=recipe.model_copy(update={"generation": asked})))
     settings = f"{recipe.propagation.model_dump_json()}{asked.model_dump_json()}"
     name = f"answers-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}"
