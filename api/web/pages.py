@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
@@ -61,19 +61,36 @@ _TAKES_GZIP = re.compile(r"(?:^|[,\s])(?:gzip|\*)\s*(?:$|,|;\s*q=(?!0(?:\.0*)?\s
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file as it is sent. `packed`: by gzip, where that is shorter."""
+    """A file as it is sent. `packed`: by gzip, where that is shorter. `lasting`: under this name it never changes."""
 
     body: bytes
     packed: bytes | None
     media_type: str
     etag: str
+    lasting: bool = False
 
 
 def load_site(folder: Path = STATIC) -> dict[str, Asset]:
-    """All files of the folder by their path in it. Raises OSError."""
+    """All files of the folder by their path in it. Raises OSError.
+
+    Parts have a second name with the version of all of them, by which the document asks for them: twenty questions
+    whether a part is still the same take longer than drawing the page. It names all modules, so that none waits for
+    the one that imports it.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-    return {name: _asset(name, body) for name, body in (files | {WORDS: _words()}).items()}
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths} | {WORDS: _words()}
+    version = hashlib.sha256(b"".join(body for _, body in sorted(files.items()))).hexdigest()[:12]
+    if DOCUMENT in files:
+        modules = [f'<link rel="modulepreload" href="/{name}">\n' for name in files if name.endswith(".js")]
+        document = files[DOCUMENT].replace(b"<script", "".join(modules).encode() + b"<script", 1)
+        files[DOCUMENT] = document.replace(b'"/assets/', f'"/assets/{version}/'.encode())
+    site = {name: _asset(name, body) for name, body in files.items()}
+    lasting = {
+        name.replace("assets/", f"assets/{version}/", 1): replace(asset, lasting=True)
+        for name, asset in site.items()
+        if name.startswith("assets/")
+    }
+    return site | lasting
 
 
 def _words() -> bytes:
@@ -116,7 +133,8 @@ def _answer(request: Request, found: Asset) -> Response:
     """The file, or 304 where the client has it. A new version of the service is seen at the next look."""
     packed = found.packed if _TAKES_GZIP.search(request.headers.get("accept-encoding", "")) else None
     etag = f'"{found.etag}{"" if packed is None else "-gzip"}"'
-    headers = HEADERS | {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    caching = "public, max-age=31536000, immutable" if found.lasting else "no-cache"
+    headers = HEADERS | {"ETag": etag, "Cache-Control": caching, "Vary": "Accept-Encoding"}
     if matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     if packed is not None:

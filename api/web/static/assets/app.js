@@ -11,7 +11,7 @@ import { NewJobPage } from "./pages/new_job.js";
 import { SignInPage } from "./pages/sign_in.js";
 import { WorkersPage } from "./pages/workers.js";
 import { Failure, Loading, Title } from "./parts.js";
-import { html, render, useEffect, useState } from "./vendor.js";
+import { html, render, useLayoutEffect, useState } from "./vendor.js";
 
 const ROUTES = [
   [/^\/$/, JobsPage],
@@ -44,7 +44,7 @@ function App() {
     get("/v1/session")
       .then((told) => (setSession(told), setError(null)))
       .catch((problem) => (problem.status === 401 ? setSession(null) : setError(problem)));
-  useEffect(() => {
+  useLayoutEffect(() => {
     whenSignedOut(() => setSession(null));
     const turn = () => setPath(here());
     addEventListener("popstate", turn);
@@ -54,10 +54,11 @@ function App() {
   }, []);
 
   if (error) return html`<main><${Title}>SemiEvol<//><${Failure} error=${error} again=${whoAmI} /></main>`;
-  if (session === undefined) return html`<main><${Loading} /></main>`;
   if (session === null) return html`<${SignInPage} signedIn=${(told) => (setSession(told), location.pathname === "/sign-in" && go("/"))} />`;
   const where = path.split("?")[0];
   const [pattern, Page] = ROUTES.find(([one]) => one.test(where)) ?? [/(?:)/, Nothing];
+  // A job looks the same to all who may see it, so it is asked for beside the session and not after it.
+  if (session === undefined && Page !== JobPage) return html`<main><${Loading} /></main>`;
   const signOut = () => remove("/v1/session").finally(() => setSession(null));
   return html`
     <a class="skip" href="#main">Skip to the page</a>
@@ -65,18 +66,20 @@ function App() {
     <main id="main" tabindex="-1"><${Page} key=${pattern.exec(where)?.groups?.id ?? where} session=${session} ...${pattern.exec(where)?.groups} /></main>`;
 }
 
+const ICON = new URL("icon.svg", import.meta.url).pathname;
+
 function Top({ where, session, signOut }) {
   const current = (place) => (place === where || (place === "/" && where.startsWith("/jobs/")) ? "page" : undefined);
   return html`<header class="top">
     <div>
-      <a class="brand" href="/"><img src="/assets/icon.svg" alt="" width="22" height="22" />SemiEvol</a>
+      <a class="brand" href="/"><img src=${ICON} alt="" width="22" height="22" />SemiEvol</a>
       <nav aria-label="Main">
         <ul>
           ${PLACES.map(([place, name]) => html`<li><a href=${place} aria-current=${current(place)}>${name}</a></li>`)}
         </ul>
       </nav>
       <div class="end">
-        <span class="small soft">${session.key.name || session.project}${session.key.admin ? ", admin" : ""}</span>
+        <span class="small soft">${session && html`${session.key.name || session.project}${session.key.admin ? ", admin" : ""}`}</span>
         <button onClick=${signOut}>Sign out</button>
       </div>
     </div>

@@ -10,7 +10,8 @@ export function useAnswer(path, query, { everySeconds = 0 } = {}) {
   const [state, setState] = useState({ data: null, error: null });
   const key = JSON.stringify([path, query]);
   const [asked, setAsked] = useState(0);
-  useEffect(() => {
+  useLayoutEffect(() => {
+    // at once: an effect waits until the browser has painted, and what is painted is that one waits
     if (!path) return undefined;
     const stop = new AbortController();
     get(path, query, stop.signal)
@@ -46,7 +47,7 @@ export function usePages(path, query, { limit = 50, everySeconds = 0 } = {}) {
     },
     [key],
   );
-  useEffect(() => {
+  useLayoutEffect(() => {
     load();
     return () => number.current++;
   }, [key]);

@@ -3,7 +3,7 @@
 import { follow, get, isOver, post } from "../api.js";
 import { day } from "../format.js";
 import { Failure, Loading, Status, Sure, Title, useAction } from "../parts.js";
-import { html, useEffect, useRef, useState } from "../vendor.js";
+import { html, useLayoutEffect, useRef, useState } from "../vendor.js";
 import { nameOf } from "./jobs.js";
 import { LabelsTab } from "./labels.js";
 import { VerdictTab } from "./verdict.js";
@@ -39,7 +39,7 @@ function useJob(id) {
   const asking = useRef(null);
   const again = () => get(`/v1/fine_tuning/jobs/${id}`).then((told) => (set(told), setError(null)), setError);
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     setLog({ events: [], losses: {} });
     again();
     let waiting = []; // events come in bursts: one drawing for all of them

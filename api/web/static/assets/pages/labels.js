@@ -21,8 +21,11 @@ export function LabelsTab({ job, changed, again }) {
   const still = useStill(filter);
   const summary = useAnswer(job.method.type === "semievol" ? `${path}/summary` : null);
   const pages = usePages(path, still);
+  const known = useRef(changed);
   useEffect(() => {
-    if (changed && pages.items?.length === 0) pages.again(); // a list that somebody works through stays as it is
+    if (changed === known.current) return;
+    known.current = changed;
+    if (pages.items?.length === 0) pages.again(); // a list that somebody works through stays as it is
     summary.again();
   }, [changed]);
   if (job.method.type !== "semievol") return html`<section><p>Plain fine-tuning makes no pseudo-labels.</p></section>`;
