@@ -251,6 +251,7 @@ class _Process:
 
     failure: Exception | None
     """What went wrong in making queries."""
+    asking: threading.Thread | None
 
     def __init__(self, start: Start, sequences: int) -> None:
         self.sequences = sequences
@@ -266,7 +267,7 @@ class _Process:
                 pass_fds=[theirs.fileno()],
             )
         self.connection = Connection(ours.detach())
-        self.ready, self.failure = False, None
+        self.ready, self.failure, self.asking = False, None, None
         try:
             self._send(start)
             self._hear()
@@ -277,15 +278,15 @@ class _Process:
 
     def ask(self, queries: Iterator[list[Query]]) -> Iterator[list[Written] | End]:
         """What the engine answers, the end included. Queries are made and sent while it answers others."""
-        asking = threading.Thread(target=self._send_all, args=(queries,), name="vllm-queries", daemon=True)
-        asking.start()
+        self.asking = threading.Thread(target=self._send_all, args=(queries,), name="vllm-queries", daemon=True)
+        self.asking.start()
         try:
             message: Any = None
             while not isinstance(message, End):
                 message = self._hear()
                 yield message
         except EngineDied:
-            asking.join()
+            self.asking.join()
             if self.failure is not None:
                 raise self.failure from None
             raise
@@ -335,10 +336,11 @@ class _Process:
         return EngineDied(f"the process of vLLM ended with {how}" + (f": {last[:300]}" if last else ""))
 
     def close(self) -> None:
-        self.connection.close()
-        with suppress(ProcessLookupError):
-            self.process.kill()
+        self.process.kill()
         self.process.wait()
+        if self.asking is not None:
+            self.asking.join()  # before its connection is closed under it
+        self.connection.close()
         self.log.close()
 
 

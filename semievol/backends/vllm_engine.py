@@ -5,6 +5,7 @@ again and again. What is computed together depends on the order of the queries a
 queries give equal numbers. When this process ends, all of its memory is free.
 """
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -155,6 +156,7 @@ def _written(finished: Any, under_way: dict[int, Query]) -> Written:
 
 def serve(handle: int) -> None:
     """Load the engine that the first message on the socket asks for, and answer until nobody can ask any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asks
     connection = Connection(handle)
     try:
         engine = Engine(connection.recv())
