@@ -9,13 +9,12 @@ share of the rows is kept. Tokens are those of all replies, justifications inclu
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from benchmarks.accuracy import Arena, answered, open_arena
+from benchmarks.table import interval
 from demo.generate import draw, write
 from demo.tasks import HELPDESK
 from semievol import stages
@@ -42,13 +41,6 @@ def one(arena: Arena, name: str, settings: tuple[str, ...]) -> tuple[int, float,
     accepted = [row for row in read_rows(selected.folder / stages.DECIDED) if row["decision"] == "accept"]
     right = [row["answer"] == arena.truth[row["id"]] for row in accepted]
     return tokens, 100 * sum(right) / len(right), len(right)
-
-
-def interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean with its 95 % Student interval."""
-    values = np.array(differences)
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 
 def main() -> None:

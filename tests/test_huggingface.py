@@ -8,23 +8,18 @@ import pytest
 import torch
 from peft import PeftModel
 
-from demo.generate import draw, write
-from demo.tasks import HELPDESK
 from semievol.backends.chat import Chat
 from semievol.backends.huggingface import HuggingFaceGenerator, load_model, open_generator
 from semievol.backends.training import LoraTrainer
 from semievol.errors import LossDiverged
-from semievol.examples import Example, read_labeled
+from semievol.examples import Example
 from semievol.ports import Request, Response, TrainingRow
-from semievol.prompts import Message, Prompt, question_of, with_worked_examples
+from semievol.prompts import Message, Prompt
 from semievol.recipe import EvolutionSettings, ModelSettings, TrainingSettings
 from semievol.seeds import seed_of
+from tests.demo_model import BASE, QUICK, SETTINGS, labeled_rows, prompts_of, train_adapter, training_rows
 
 pytestmark = pytest.mark.slow
-
-BASE = str(Path(__file__).parent.parent / "demo" / "base")
-SETTINGS = ModelSettings(device="cpu")
-QUICK = TrainingSettings(learning_rate=1e-3, steps=12, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +29,17 @@ def chat() -> Chat:
 
 @pytest.fixture(scope="module")
 def labeled(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
-    folder = tmp_path_factory.mktemp("demo")
-    write(folder, HELPDESK, draw(HELPDESK, 77, 64, 8, 8))
-    return read_labeled(folder / "labeled.jsonl")
+    return labeled_rows(tmp_path_factory.mktemp("demo"), 77)
 
 
 @pytest.fixture(scope="module")
 def prompts(labeled: list[Example]) -> list[Prompt]:
-    """Prompts of very different lengths: with none to six worked examples."""
-    pairs = [(question_of(row.prompt), row.labeled_reply) for row in labeled]
-    return [with_worked_examples(row.prompt, pairs[: index % 7]) for index, row in enumerate(labeled)]
+    return prompts_of(labeled)
 
 
 @pytest.fixture(scope="module")
 def adapter(labeled: list[Example], chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapter")
-    LoraTrainer(BASE, SETTINGS, chat).train(training_rows(labeled), QUICK, seed=1, output=folder)
-    return folder
-
-
-def training_rows(rows: list[Example]) -> list[TrainingRow]:
-    return [TrainingRow((*row.prompt, Message("assistant", row.labeled_reply))) for row in rows]
+    return train_adapter(labeled, chat, tmp_path_factory.mktemp("adapter"))
 
 
 def generate(prompts: list[Prompt], chat: Chat, *, batch_tokens: int, order: list[int]) -> list[list[Response]]:

@@ -15,20 +15,19 @@ from demo.tasks import HELPDESK
 from semievol.backends.chat import Chat
 from semievol.backends.huggingface import HuggingFaceGenerator, load_model, open_generator
 from semievol.backends.local import LocalBackend
-from semievol.backends.training import LoraTrainer
 from semievol.backends.vllm import VllmGenerator, is_installed, open_vllm, prefix_order, start_of
 from semievol.errors import EngineDied, ModelError
-from semievol.examples import Example, read_labeled
+from semievol.examples import Example
 from semievol.fakes import FakeObserver
 from semievol.pipeline import Job, run
-from semievol.ports import Request, Response, TrainingRow
+from semievol.ports import Request, Response
 from semievol.prompts import Message, Prompt, question_of, with_worked_examples
-from semievol.recipe import EngineSettings, ModelSettings, Recipe, TrainingSettings
+from semievol.recipe import EngineSettings, Recipe
 from semievol.seeds import seed_of
 from semievol.tables import read_rows
+from tests.demo_model import BASE, SETTINGS, labeled_rows, prompts_of, train_adapter
 
-BASE = str(Path(__file__).parent.parent / "demo" / "base")
-SETTINGS, ENGINE = ModelSettings(device="cpu"), EngineSettings(name="vllm")
+ENGINE = EngineSettings(name="vllm")
 OPTIONS = {
     "one token": ("billing", "delivery", "hardware"),
     "prefixes of each other": ("billing", "billing desk", "billing desk two"),
@@ -48,25 +47,17 @@ def chat() -> Chat:
 
 @pytest.fixture(scope="module")
 def labeled(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
-    folder = tmp_path_factory.mktemp("demo")
-    write(folder, HELPDESK, draw(HELPDESK, 78, 64, 8, 8))
-    return read_labeled(folder / "labeled.jsonl")
+    return labeled_rows(tmp_path_factory.mktemp("demo"), 78)
 
 
 @pytest.fixture(scope="module")
 def prompts(labeled: list[Example]) -> list[Prompt]:
-    """Prompts of very different lengths: with none to six worked examples."""
-    pairs = [(question_of(row.prompt), row.labeled_reply) for row in labeled]
-    return [with_worked_examples(row.prompt, pairs[: index % 7]) for index, row in enumerate(labeled)]
+    return prompts_of(labeled)
 
 
 @pytest.fixture(scope="module")
 def adapter(labeled: list[Example], chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapter")
-    rows = [TrainingRow((*row.prompt, Message("assistant", row.labeled_reply))) for row in labeled]
-    quick = TrainingSettings(learning_rate=1e-3, steps=12, batch_size=16)
-    LoraTrainer(BASE, SETTINGS, chat).train(rows, quick, seed=1, output=folder)
-    return folder
+    return train_adapter(labeled, chat, tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from semievol.errors import DataError, DiskFull, OutOfMemory, SemiEvolError
+from semievol.errors import DataError, DiskFull, EngineDied, OutOfMemory, SemiEvolError
 from semievol.faults import fault_of
 from semievol.formats.naming import HEAD_BYTES, guessed_format
 from semievol.memory import Halvings
@@ -188,7 +188,8 @@ def told(error: Exception, spec: plan.JobSpec, adjustments: dict[str, int]) -> d
     fault = error if isinstance(error, SemiEvolError) else fault_of(error)
     if fault is None:
         return {"code": _code_of(error), "message": f"{type(error).__name__}: {error}", "own": False}
-    heard: dict[str, Any] = {"code": fault.code, "own": not isinstance(fault, DiskFull), **in_users_words(fault, spec)}
+    own = not isinstance(fault, DiskFull | EngineDied)
+    heard: dict[str, Any] = {"code": fault.code, "own": own, **in_users_words(fault, spec)}
     if isinstance(fault, OutOfMemory) and fault.rows > 1:
         heard["smaller"] = asdict(Halvings(**adjustments).once_more(fault.phase))
     return heard

@@ -26,7 +26,7 @@ from semievol.recipe import Recipe
 
 _log = logging.getLogger(__name__)
 FEW_ROWS = 2000
-"""Fewer are answered sooner by transformers, which loads in seconds, than vLLM starts (benchmarks/README.md)."""
+"""Fewer are answered sooner by transformers, which loads in seconds, than vLLM starts."""
 
 
 class LocalBackend:

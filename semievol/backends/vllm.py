@@ -320,7 +320,7 @@ class _Process:
             raise self._death() from None
         if isinstance(message, Failed):
             if message.memory:
-                raise OutOfMemory("generation" if self.ready else "loading", self.sequences)
+                raise OutOfMemory("generation", self.sequences)  # in loading too fewer at once need less
             if not self.ready:
                 raise ModelError(f"vLLM cannot load the model: {message.message}; engine.name=huggingface may")
             raise EngineDied(f"vLLM stopped: {message.message}")

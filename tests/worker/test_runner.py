@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from semievol.errors import DataError, Problem
+from semievol.errors import DataError, EngineDied, Problem
 from semievol.examples import read_labeled
 from worker.plan import JobSpec
-from worker.runner import in_users_words, renamed
+from worker.runner import in_users_words, renamed, told
 
 ROW = b'{"prompt": "Why?", "completion": "so"}'
 
@@ -37,3 +37,11 @@ def test_a_problem_is_told_with_the_users_name_of_the_file(ending: str) -> None:
     object.__setattr__(spec, "inputs", {"test": {"filename": "measure.csv"}})
     told = in_users_words(DataError(f"/scratch/inputs/test{ending}", [Problem(3, "nul", "remove it")]), spec)
     assert told == {"message": "measure.csv cannot be used:\n  line 3: remove it", "param": "semievol.test_file"}
+
+
+def test_an_engine_that_died_is_not_the_job_s_own_fault() -> None:
+    """So another attempt is made, in a fresh process."""
+    spec = JobSpec("ftjob-1", "tiny", None, {}, 0, {})
+    heard = told(EngineDied("the process of vLLM ended with signal 9"), spec, {})
+    assert (heard["code"], heard["own"]) == ("engine_died", False)
+    assert "signal 9" in heard["message"]
