@@ -6,8 +6,9 @@ quantile of 0 would keep none. Where all values differ, both readings keep the s
 """
 
 import math
+from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,26 +64,27 @@ def measure_of(answers: Answers, recipe: Recipe) -> Measure:
 
 def select(
     row_ids: Sequence[str], labels: Sequence[Label], settings: SelectionSettings, *, closed: bool, seed: int
-) -> list[Decision]:
+) -> Iterator[Decision]:
     """Decide every row. `closed`: the answers are classes, so `per_answer` can apply."""
-    confidences = [confidence_of(label, settings) for label in labels]
+    confidences = array("d")
     groups: dict[str, list[int]] = defaultdict(list)
     for index, label in enumerate(labels):
+        confidences.append(confidence_of(label, settings))
         if label.answer is not None:
             groups[label.answer if closed and settings.per_answer else ""].append(index)
-    kept: set[int] = set()
+    kept = bytearray(len(labels))
     for group in groups.values():
         if settings.rule == "random":
             group.sort(key=lambda index: seed_of(seed, "selection", row_ids[index]))
         else:
             group.sort(key=lambda index: (-confidences[index], row_ids[index]))
-        kept.update(group[: _count(len(group), settings)])
+        for index in group[: _count(len(group), settings)]:
+            kept[index] = True
     good, bad = _REASONS[settings.rule]
-    decisions = []
-    for index, (label, confidence) in enumerate(zip(labels, confidences, strict=True)):
-        accepted = index in kept
-        decisions.append(Decision(accepted, good if accepted else _reason(label, bad), confidence))
-    return decisions
+    return (
+        Decision(bool(accepted), good if accepted else _reason(label, bad), confidence)
+        for label, accepted, confidence in zip(labels, kept, confidences, strict=True)
+    )
 
 
 _REASONS: dict[str, tuple[Reason, Reason]] = {

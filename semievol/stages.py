@@ -309,9 +309,11 @@ def select_labels(data: Prepared, shards: Sequence[Stage], round_number: int, jo
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
         mix = data.facts["answer_mix"]
-        ids, labels = label_rows(lambda: map(answered_of, answered()), data.answers, mix, job.recipe.generation)
+        labels = label_rows(lambda: map(answered_of, answered()), data.answers, mix, job.recipe.generation)
         closed = data.answers.kind == "choice"
-        decisions = select(ids, labels, job.recipe.selection, closed=closed, seed=seed_of(job.seed, round_number))
+        decisions = select(
+            labels.ids, labels, job.recipe.selection, closed=closed, seed=seed_of(job.seed, round_number)
+        )
 
         def decided() -> Iterator[dict[str, Any]]:
             decided_rows = zip(answered(), labels, decisions, strict=True)

@@ -56,7 +56,7 @@ def test_one_row_is_kept() -> None:
 def test_a_row_without_an_answer_is_never_kept_and_says_why(rule: Any) -> None:
     labels = [*LOST, sampled(0.5)]
     settings = SelectionSettings(rule=rule, theta=1)
-    decisions = select([*"wxyz"], labels, settings, closed=True, seed=0)
+    decisions = list(select([*"wxyz"], labels, settings, closed=True, seed=0))
     assert [decision.reason for decision in decisions[:3]] == [label.outcome for label in LOST]
     assert [decision.accepted for decision in decisions] == [False, False, False, True]
     assert all(math.isnan(decision.confidence) for decision in decisions[:3])
@@ -79,7 +79,7 @@ def test_nothing_to_select_from_keeps_nothing(rule: str) -> None:
 def test_every_row_has_a_reason_that_names_the_rule(rule: Any, reasons: dict[str, int]) -> None:
     settings = SelectionSettings(rule=rule, theta=0.5)
     labels = [sampled(index / 10) for index in range(11)]
-    decisions = select([str(i) for i in range(11)], labels, settings, closed=True, seed=3)
+    decisions = list(select([str(i) for i in range(11)], labels, settings, closed=True, seed=3))
     assert Counter(decision.reason for decision in decisions) == reasons
 
 
