@@ -1,18 +1,21 @@
-"""What it costs to watch: a worker's stage and the API's memory, with no stream of the job's events open and with 200.
+"""What it costs to watch: a worker's speed and the API's memory, with no stream of the job's events open and with 200.
 
 PostgreSQL, the API and a worker that polls, each a process; the worker generates answers with the demo's base model.
-Each measurement is a job of its own, ended when that stage is over; the streams are opened before the stage begins.
+The pace of a shared machine changes from minute to minute by more than is asked here, so the watchers come and go
+within one long stage: turns without, with, with and without them make a block, in which a steady change cancels out.
 """
 
+import math
 import os
 import selectors
 import socket
 import statistics
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import astuple, dataclass, field
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import select
@@ -20,16 +23,18 @@ from sqlalchemy import select
 from benchmarks.service_rig import Process, memory_mb, service, verdict
 from demo.generate import draw, write
 from demo.tasks import HELPDESK
-from store import jobs
 from store.database import Database
-from store.models import StageRow, Unit
+from store.models import Unit
 from tests.servers import postgres, wait_for
-from tests.worker.conftest import Stack, group_of, pids
+from tests.worker.conftest import Stack
 
 WATCHERS = 200
 MOST_MB = 300
 MOST_SLOWER = 1.03
-STAGE = "round-1/generate-00000"
+BLOCK = (0, WATCHERS, WATCHERS, 0)
+TURN_SECONDS = 12.0
+ROWS = 40_000
+"""More than a worker answers in all turns."""
 
 
 @dataclass
@@ -71,51 +76,97 @@ def watching(port: int, key: str, job_id: str, count: int) -> Iterator[Watchers]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One job. `runner_seconds`, `api_seconds`: CPU time while the stage ran; `memory`: the API's at its end, in MB."""
+class Turn:
+    """So many seconds of the stage. `api_seconds`: the API's CPU time in them; `progress`: events that were sent."""
 
-    stage_seconds: float
-    runner_seconds: float
+    seconds: float
+    rows: int
     api_seconds: float
-    memory: float
     progress: int
 
+    @property
+    def pace(self) -> float:
+        """Seconds per row."""
+        return self.seconds / self.rows
 
-def measure(stack: Stack, api: Process, key: str, count: int) -> Measured:
-    """A job up to the end of its generation, with so many watchers."""
-    job_id = stack.post_job(recipe={"generation": {"shard_size": 100_000}})
-    with watching(api.port, key, job_id, count) as watchers:
-        unit = wait_for(lambda: running(stack, job_id), "generation", 600)
+
+def turn(stack: Stack, api: Process, key: str, unit: Unit, count: int) -> Turn:
+    """A while with so many watchers, from one report of the worker to another."""
+    with watching(api.port, key, unit.job_id, count) if count else nullcontext(Watchers()) as watchers:
+        first, begun = next_report(stack, unit.id)
+        used, told = cpu_seconds(api.pid), watchers.progress
+        time.sleep(TURN_SECONDS)
+        last, ended = next_report(stack, unit.id)
+        return Turn(ended - begun, last - first, cpu_seconds(api.pid) - used, watchers.progress - told)
+
+
+def next_report(stack: Stack, unit_id: str) -> tuple[int, float]:
+    """Rows done, and the monotonic time, when the worker next says that it has done more."""
+    known = rows_done(stack, unit_id)
+    done = wait_for(lambda: now if (now := rows_done(stack, unit_id)) > known else None, "a report", 60)
+    assert done is not None
+    return done, time.monotonic()
+
+
+def rows_done(stack: Stack, unit_id: str) -> int:
+    """As the worker reported. The unit runs all the while: else there would be nothing to measure."""
+    with stack.database.read() as session:
+        unit = session.get_one(Unit, unit_id)
+        if unit.state != "running":
+            raise RuntimeError(f"generation is {unit.state}: more rows are needed")
+        return unit.done
+
+
+def main(blocks: int = 12) -> bool:
+    """Let watchers come and go, print what each block shows; whether both bars are met."""
+    found: dict[int, list[Turn]] = {0: [], WATCHERS: []}
+    ratios = []
+    with ExitStack() as ends:
+        folder = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        write(folder / "in", HELPDESK, draw(HELPDESK, 91, 24, ROWS, 24))
+        url = ends.enter_context(postgres())
+        api, key = ends.enter_context(service(folder, url))
+        database = ends.enter_context(closing(Database(url)))
+        environment = {"SEMIEVOL_DATA": str(folder / "data"), "SEMIEVOL_DATABASE_URL": url}
+        stack = Stack("postgres", folder, environment | {"SEMIEVOL_POLL_SECONDS": "0.1"}, database)
+        stack.start_worker()
+        ends.callback(stack.stop_workers)
+        job_id = stack.post_job(recipe={"generation": {"shard_size": ROWS}})
+        unit = wait_for(lambda: generating(stack, job_id), "generation", 600)
         assert unit is not None
-        before, told = cpu_seconds(api.pid), watchers.progress
-        leader, spent = stack.runner_group(unit)[0], 0.0
+        turn(stack, api, key, unit, WATCHERS)  # loads what is loaded late
+        for _ in range(blocks):
+            block = [(count, turn(stack, api, key, unit, count)) for count in BLOCK]
+            for count, one in block:
+                found[count].append(one)
+            ratios.append(pace(one for count, one in block if count) / pace(one for count, one in block if not count))
+        peak = memory_mb(api.pid, "VmHWM")
+    print(f"generation with the demo's base model, {blocks} blocks of {len(BLOCK)} turns of {TURN_SECONDS:.0f} s")
+    for count, ones in found.items():
+        seconds, used = sum(one.seconds for one in ones), sum(one.api_seconds for one in ones)
+        print(
+            f"  {count:4d} watchers: {1 / pace(ones):6.2f} rows/s, API {used:5.2f} s of CPU in {seconds:.0f} s, "
+            f"{sum(one.progress for one in ones):,} progress events"
+        )
+    print(f"  with / without, block by block: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
+    error = statistics.stdev(ratios) / math.sqrt(blocks)
+    print(f"  mean {statistics.mean(ratios):.3f} with a standard error of {error:.3f}")
+    small = verdict(f"resident memory of the API, highest, {WATCHERS} watchers", peak, "MB", most=MOST_MB)
+    slower = statistics.median(ratios)
+    return verdict("time of a row, with / without, median", slower, "", most=MOST_SLOWER) and small
 
-        def over() -> float:
-            nonlocal spent
-            spent = max(spent, sum(cpu_seconds(pid) for pid in pids() if group_of(pid) == leader))
-            return stage_seconds(stack, job_id)
 
-        seconds = wait_for(over, "the end of generation", 600)
-        used, told = cpu_seconds(api.pid) - before, watchers.progress - told
-        memory = memory_mb(api.pid, "VmRSS")
-    with stack.database.write() as session:
-        jobs.move(session, job_id, "cancelled", "Cancelled")
-    wait_for(lambda: running(stack, job_id, "") is None, "an idle worker", 60)
-    return Measured(seconds, spent, used, memory, told)
+def pace(turns: Iterable[Turn]) -> float:
+    """Seconds per row of all of them."""
+    taken = list(turns)
+    return sum(one.seconds for one in taken) / sum(one.rows for one in taken)
 
 
-def running(stack: Stack, job_id: str, name: str = STAGE) -> Unit | None:
-    """The unit of that name if the worker does it."""
+def generating(stack: Stack, job_id: str) -> Unit | None:
+    """The unit that generates, once it has answered rows."""
     with stack.database.read() as session:
-        query = select(Unit).where(Unit.job_id == job_id, Unit.name.startswith(name), Unit.state == "running")
+        query = select(Unit).where(Unit.job_id == job_id, Unit.name == "round-1/generate-00000", Unit.done > 0)
         return session.scalars(query).first()
-
-
-def stage_seconds(stack: Stack, job_id: str) -> float:
-    """How long the stage took by the worker's own clock; 0 while it is not over."""
-    with stack.database.read() as session:
-        row = session.get(StageRow, (job_id, STAGE))
-        return row.seconds if row is not None else 0.0
 
 
 def cpu_seconds(pid: int) -> float:
@@ -125,37 +176,3 @@ def cpu_seconds(pid: int) -> float:
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def main(rows: int = 1600, rounds: int = 7) -> bool:
-    """Alternate, print medians; whether both bars are met."""
-    found: dict[int, list[Measured]] = {0: [], WATCHERS: []}
-    with ExitStack() as ends:
-        folder = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        write(folder / "in", HELPDESK, draw(HELPDESK, 91, 24, rows, 24))
-        url = ends.enter_context(postgres())
-        api, key = ends.enter_context(service(folder, url))
-        database = ends.enter_context(closing(Database(url)))
-        environment = {"SEMIEVOL_DATA": str(folder / "data"), "SEMIEVOL_DATABASE_URL": url}
-        stack = Stack("postgres", folder, environment | {"SEMIEVOL_POLL_SECONDS": "0.1"}, database)
-        stack.start_worker()
-        ends.callback(stack.stop_workers)
-        measure(stack, api, key, WATCHERS)  # loads what is loaded late
-        for number in range(rounds):
-            for count in (0, WATCHERS) if number % 2 else (WATCHERS, 0):
-                found[count].append(measure(stack, api, key, count))
-        peak = memory_mb(api.pid, "VmHWM")
-    print(f"generation of {rows:,} rows, medians of {rounds} alternating rounds")
-    for count, ones in found.items():
-        stage, runner, used, memory, told = (
-            statistics.median(values) for values in zip(*map(astuple, ones), strict=True)
-        )
-        print(
-            f"  {count:4d} watchers: stage {stage:6.2f} s, runner {runner:6.2f} s of CPU, API {used:5.2f} s of CPU, "
-            f"{memory:5.1f} MB resident, {told:,.0f} progress events"
-        )
-    pairs = [with_all.stage_seconds / alone.stage_seconds for alone, with_all in zip(*found.values(), strict=True)]
-    print(f"  with / without, round by round: {', '.join(f'{ratio:.3f}' for ratio in pairs)}")
-    small = verdict(f"resident memory of the API, highest, {WATCHERS} watchers", peak, "MB", most=MOST_MB)
-    medians = [statistics.median(one.stage_seconds for one in ones) for ones in found.values()]
-    return verdict("stage's time, with / without", medians[1] / medians[0], "", most=MOST_SLOWER) and small

@@ -2,6 +2,7 @@
 
 const POLL_FILE_MS = 400;
 const RETRY_STREAM_MS = 1500;
+const AHEAD_MS = 3000; // an answer that nobody came for by then is old
 
 /** An answer other than success; `message` says what is wrong and what would be right. */
 export class ApiError extends Error {
@@ -45,7 +46,23 @@ export async function ask(method, path, { query, body, signal } = {}) {
   throw new ApiError(answer.status, told?.error ?? { message: `The service answered ${answer.status}.`, code: null });
 }
 
-export const get = (path, query, signal) => ask("GET", path, { query, signal });
+const early = new Map(); // by address: answers that were asked for ahead
+
+/** Ask for what a page will need while it still waits for something else; the next `get` of it takes this answer. */
+export function ahead(path, query) {
+  const where = address(path, query);
+  const answer = ask("GET", where);
+  answer.catch(() => undefined); // whoever gets it is told
+  early.set(where, answer);
+  setTimeout(() => early.delete(where), AHEAD_MS);
+}
+
+export function get(path, query, signal) {
+  const answer = early.get(address(path, query));
+  early.delete(address(path, query));
+  return answer ?? ask("GET", path, { query, signal });
+}
+
 export const post = (path, body) => ask("POST", path, { body });
 export const remove = (path) => ask("DELETE", path);
 

@@ -5,7 +5,7 @@ import { day } from "../format.js";
 import { Failure, Loading, Status, Sure, Title, useAction } from "../parts.js";
 import { html, useLayoutEffect, useRef, useState } from "../vendor.js";
 import { nameOf } from "./jobs.js";
-import { LabelsTab } from "./labels.js";
+import { LabelsTab, labelsAhead } from "./labels.js";
 import { VerdictTab } from "./verdict.js";
 import { WatchTab } from "./watch.js";
 
@@ -13,6 +13,9 @@ const TABS = [["", "Watch"], ["labels", "Pseudo-labels"], ["verdict", "Verdict"]
 
 export function JobPage({ id, tab = "" }) {
   const live = useJob(id);
+  useLayoutEffect(() => {
+    if (tab === "labels") labelsAhead(id); // the tab opens with the job: neither waits for the other
+  }, [id]);
   if (!live.job) return live.error ? html`<${Title}>Job<//><${Failure} error=${live.error} />` : html`<${Loading} />`;
   const { job } = live;
   const place = (name) => `/jobs/${id}${name && `/${name}`}`;

@@ -1,10 +1,10 @@
 // The pseudo-labels of a job: searched, filtered and sorted by the service, each row with all that led to its decision,
 // and the review by a person.
 
-import { ask, isOver, post } from "../api.js";
+import { ahead, ask, isOver, post } from "../api.js";
 import { Histogram, Swatch } from "../charts.js";
 import { capital, count, decimals, percent } from "../format.js";
-import { Dialog, Failure, Loading, More, Sure, useAction, useAnswer, usePages, useStill } from "../parts.js";
+import { Dialog, Failure, Loading, More, PAGE, Sure, useAction, useAnswer, usePages, useStill } from "../parts.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../vendor.js";
 import { MEASURES, OUTCOMES, REASONS } from "../words.js";
 
@@ -12,8 +12,16 @@ const ORDERS = { line: "line of the file", confidence: "least sure first", "-con
 const NONE = { q: "", decision: "", reason: "", outcome: "", answer: "", reviewed: "", min_entropy: "", max_entropy: "", round: "", order: "line" };
 const TO_REVIEW = { ...NONE, decision: "accept", reviewed: "false", order: "confidence" };
 
+const pathOf = (id) => `/v1/fine_tuning/jobs/${id}/pseudo_labels`;
+
+/** Ask for what the tab shows at first, before the job itself is known. */
+export function labelsAhead(id) {
+  ahead(`${pathOf(id)}/summary`);
+  ahead(pathOf(id), { ...NONE, limit: PAGE });
+}
+
 export function LabelsTab({ job, changed, again }) {
-  const path = `/v1/fine_tuning/jobs/${job.id}/pseudo_labels`;
+  const path = pathOf(job.id);
   const reviewing = job.semievol.review.waiting && !isOver(job.status);
   const [filter, setFilter] = useState(reviewing ? TO_REVIEW : NONE);
   const [open, setOpen] = useState(null);
