@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from store.database import now
@@ -30,8 +30,13 @@ class Claim:
     checkpoint: dict[str, Any] | None
 
 
-def claim(session: Session, worker_id: str, kinds: Sequence[str], lease_seconds: float) -> Claim | None:
-    """Take the unit that has been ready longest, of a job that is neither paused nor over; None if there is none."""
+def claim(
+    session: Session, worker_id: str, kinds: Sequence[str], lease_seconds: float, *wanted: ColumnElement[bool]
+) -> Claim | None:
+    """Take the unit that has been ready longest, of a job that is neither paused nor over; None if there is none.
+
+    `wanted`: what has to be so of that unit, as nobody is passed over: else it is left to others.
+    """
     token = secrets.token_hex(16)
     ready = (
         select(Unit.id)
@@ -43,7 +48,7 @@ def claim(session: Session, worker_id: str, kinds: Sequence[str], lease_seconds:
     )
     row = session.execute(
         update(Unit)
-        .where(Unit.id == ready.scalar_subquery(), Unit.state == "ready")
+        .where(Unit.id == ready.scalar_subquery(), Unit.state == "ready", *wanted)
         .values(
             state="running",
             worker_id=worker_id,

@@ -25,7 +25,7 @@ from store.pseudo_labels import LabelRow
 from store.states import FINAL, UnitKind
 from store.units import Claim
 from worker import artifacts
-from worker.plan import EXPORT, REVIEW, SELECT, Committed, JobSpec, next_steps
+from worker.plan import EXPORT, REVIEW, SELECT, SHARD, Committed, JobSpec, next_steps
 
 MAX_LOSS_EVENTS = 80
 """Of one training; the trainer logs fewer."""
@@ -155,6 +155,20 @@ def finish_unit(session: Session, claim: Claim) -> set[str]:
         else:
             kinds.add(kind)
     return kinds
+
+
+def another_shard(
+    session: Session, claim: Claim, worker_id: str, kinds: Sequence[str], lease_seconds: float
+) -> Claim | None:
+    """After a shard: one more of its round, for the process that has the engine loaded.
+
+    None where another job's unit is first in line. A shard that was tried before gets a process of its own.
+    """
+    round_name, shard, _ = claim.name.partition(SHARD)
+    if not shard:
+        return None
+    like = (Unit.job_id == claim.job_id, Unit.name.startswith(round_name + shard), Unit.attempts == 0)
+    return units.claim(session, worker_id, kinds, lease_seconds, *like)
 
 
 def give_back(session: Session, claim: Claim, reason: str) -> None:

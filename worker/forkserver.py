@@ -65,6 +65,12 @@ class Forked:
             self.hear()
         return self.status
 
+    def tell(self, line: bytes) -> None:
+        """Put a line into the runner's standard input. One that has just ended does not hear it."""
+        if self._lifeline is not None:
+            with suppress(BrokenPipeError):
+                os.write(self._lifeline, line)
+
     def ask_to_stop(self) -> None:
         """SIGTERM, which the guardian hands on to the runner. One that is still to be forked ends as it starts."""
         if self.pid is None:

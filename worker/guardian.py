@@ -2,7 +2,7 @@
 
 Leader of its own session and process group. The supervisor holds the other end of its standard input: when that
 closes, because the supervisor wants it or is dead, the whole group is killed, engine processes included. Parent-death
-signals alone would spare the engine's children.
+signals alone would spare the engine's children. What comes in there is handed on to the runner's standard input.
 """
 
 import ctypes
@@ -26,13 +26,17 @@ def guard(run: Callable[[], int]) -> int:
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    orders, handed_on = os.pipe()
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
     child = os.fork()
     if child == 0:
         if prctl is not None:
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        _leave_to_the_child(woken, waker)
+        _leave_to_the_child(woken, waker, handed_on)
+        os.dup2(orders, 0)  # the supervisor's pipe is the guardian's alone
+        os.close(orders)
         return run()
+    os.close(orders)
 
     def forward(number: int, frame: FrameType | None) -> None:
         with suppress(ProcessLookupError):
@@ -46,22 +50,23 @@ def guard(run: Callable[[], int]) -> int:
         ready, _, _ = select.select([0, woken], [], [], 5)
         if woken in ready:
             os.read(woken, 512)
-        if 0 in ready and not os.read(0, 512):
-            os.killpg(0, signal.SIGKILL)
+        if 0 in ready:
+            told = os.read(0, 4096)
+            if not told:
+                os.killpg(0, signal.SIGKILL)
+            with suppress(BrokenPipeError):
+                os.write(handed_on, told)
     _end_others()
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
 
 
-def _leave_to_the_child(woken: int, waker: int) -> None:
-    """Undo what was set up for the guardian; the supervisor's pipe is not the runner's standard input."""
+def _leave_to_the_child(*handles: int) -> None:
+    """Undo what was set up for the guardian, whose handles these are."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.close(woken)
-    os.close(waker)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    for handle in handles:
+        os.close(handle)
 
 
 def _end_others() -> None:

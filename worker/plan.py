@@ -17,6 +17,7 @@ from worker import artifacts
 
 EXPORT = "export"
 REVIEW = "/review"
+SHARD = "/generate-"
 SELECT = "/select"
 
 

@@ -1,7 +1,8 @@
 """One unit of a job, in a process of its own: `python -m worker.runner SPEC`. Only this imports torch or an engine.
 
 It reads a spec, fetches what its steps need, does them, puts what they leave into the object store, and tells the
-supervisor on a pipe. It has no database.
+supervisor on a pipe. It has no database. With an engine loaded it goes on with other shards of the round, if the
+supervisor has some for it.
 """
 
 import os
@@ -10,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -76,7 +77,7 @@ class TrainingCheckpoints:
 
 
 class Runner:
-    """The steps of one unit, one after the other."""
+    """The steps of one unit, one after the other, and of the units that it is given after that one."""
 
     def __init__(self, spec: plan.JobSpec, more: dict[str, Any], settings: Settings, pipe: Pipe) -> None:
         self.spec, self.pipe = spec, pipe
@@ -95,20 +96,33 @@ class Runner:
         }
 
     def run(self) -> None:
-        """Do the unit's steps that are not done. Raises SemiEvolError, Terminated, and what else goes wrong."""
+        """Do the steps that are not done. Raises SemiEvolError, Terminated, and what else goes wrong."""
         signal.signal(signal.SIGTERM, self.stop.hear)
         job = self.spec.job(self._inputs())
         late: Any = _Late(lambda: self._backend(job))
         while True:
             steps = plan.plan(job, late)
             try:
-                mine = [step for step in plan.ready(steps, self.stages) if step.unit == self.unit]
+                offered = plan.ready(steps, self.stages)
+                mine = [step for step in offered if step.unit == self.unit]
                 if not mine:
                     return
-                for step in mine:
-                    self._do(step)
+                while mine:
+                    for step in mine:
+                        self._do(step)
+                    mine = self._more(offered)
             finally:
                 steps.close()
+
+    def _more(self, offered: Sequence[Step]) -> list[Step]:
+        """The steps of another unit that could be done now as well, if the supervisor has one for us."""
+        if all(step.unit == self.unit or step.name in self.stages for step in offered):
+            return []
+        unit = self.pipe.next_unit()
+        if unit is None:
+            return []
+        self.unit = unit
+        return [step for step in offered if step.unit == unit]
 
     def _inputs(self) -> dict[str, Path]:
         """The files that users gave, for the unit that reads them."""
@@ -219,7 +233,7 @@ def renamed(path: Path, filename: str) -> Path:
 
 def main(spec_path: str) -> int:
     """Do the unit of the spec; see `messages` for the exit status."""
-    pipe = Pipe(os.dup(1))
+    pipe = Pipe(os.dup(1), sys.stdin)
     os.dup2(2, 1)  # what libraries print goes to the log, not among the messages
     try:
         spec, more = read_spec(Path(spec_path))

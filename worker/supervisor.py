@@ -25,7 +25,7 @@ from store.states import ACTIVE, FINAL
 from store.units import Claim
 from worker import commits, registry
 from worker.forkserver import LOST, Forked, ForkServer
-from worker.messages import EXIT_DONE, EXIT_STOPPED, write_spec
+from worker.messages import EXIT_DONE, EXIT_STOPPED, order, write_spec
 from worker.plan import JobSpec
 
 BEAT_SECONDS = 1.0
@@ -108,7 +108,11 @@ class Supervisor:
 
 
 class Attempt:
-    """One claim of one unit, from spawn to the last word in the database."""
+    """One process of a runner and the unit that it does, from spawn to the last word in the database.
+
+    After a shard it may get another one of the same round: `claim` is the one that it does now, and `done` says that
+    it gets none any more.
+    """
 
     def __init__(self, supervisor: Supervisor, claim: Claim, spec: JobSpec) -> None:
         self.supervisor, self.claim, self.spec = supervisor, claim, spec
@@ -119,6 +123,7 @@ class Attempt:
         self.progress = Progress()
         self.gpu_memory_bytes: int | None = None
         self.error: dict[str, Any] | None = None
+        self.done = False
         self.stop_asked_at: float | None = None
         self.stop_reason = ""
         self.kill_after = 0.0
@@ -215,8 +220,30 @@ class Attempt:
             self._fenced(lambda session: commits.commit_stage(session, self.claim, self.supervisor.objects, **message))
         elif kind == "checkpoint":
             self._fenced(lambda session: commits.note_checkpoint(session, self.claim, message))
+        elif kind == "unit_done":
+            self._go_on()
         elif kind == "error":
             self.error = message
+
+    def _go_on(self) -> None:
+        """Finish the unit, and give the runner another one if one of its kind is next."""
+        worker, lease = self.supervisor, self.settings.lease_seconds
+        following = None
+        with self.database.write() as session:
+            rings = commits.finish_unit(session, self.claim)
+            if self.stop_asked_at is None and not worker.stopping():
+                following = commits.another_shard(session, self.claim, worker.worker_id, worker.kinds, lease)
+            if following is not None and self.process is not None:
+                registry.record_runner(session, worker.worker_id, following.unit_id, self.process.pid)
+        if rings:
+            worker.ring(rings)
+        self.progress = Progress()
+        if following is None:
+            self.done = True
+        else:
+            self.claim, self.owned_until = following, time.monotonic() + lease
+        if self.process is not None:
+            self.process.tell(order(following.name if following else None))
 
     def _fenced(self, write: Callable[[Any], None]) -> None:
         with self.database.write() as session:
@@ -236,6 +263,8 @@ class Attempt:
 
     def _beat(self) -> None:
         """Renew, write progress, and hear what became of the job. Raises LeaseLost."""
+        if self.done:
+            return
         asked_at = time.monotonic()
         try:
             with self.database.write() as session:
@@ -260,6 +289,8 @@ class Attempt:
     # --- the end
 
     def _conclude(self, outcome: Outcome) -> None:
+        if self.done:
+            return
         rings: set[str] = set()
         with self.database.write() as session:
             if self.progress.losses and units.hold(session, self.claim):

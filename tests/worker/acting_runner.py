@@ -13,7 +13,12 @@ def main(spec: str) -> int:
     act = json.loads(Path(spec).read_text(encoding="utf-8"))
     print(json.dumps({"pid": os.getpid(), "group": os.getpgid(0), "cwd": str(Path.cwd())}), flush=True)
     print("an error", file=sys.stderr, flush=True)
-    print(json.dumps({"stdin": sys.stdin.read(), "loaded": act.get("module") in sys.modules}), flush=True)
+    print(
+        json.dumps(
+            {"ordered": sys.stdin.readline() if act.get("ordered") else "", "loaded": act.get("module") in sys.modules}
+        ),
+        flush=True,
+    )
     if act.get("child"):
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         print(json.dumps({"child": child.pid}), flush=True)

@@ -42,11 +42,12 @@ def tell(forked: Forked, lines: int) -> dict[str, Any]:
     return told
 
 
-def test_runner_leads_nobody_reads_nothing_and_ends_with_its_status(server: ForkServer, tmp_path: Path) -> None:
-    forked = start(server, tmp_path, status=75)
+def test_runner_leads_nobody_hears_its_orders_and_ends_with_its_status(server: ForkServer, tmp_path: Path) -> None:
+    forked = start(server, tmp_path, ordered=True, status=75)
+    forked.tell(b"go on\n")
     told = tell(forked, 2)
     assert told["group"] == forked.pid != told["pid"]
-    assert (told["cwd"], told["stdin"]) == (str(tmp_path), "")
+    assert (told["cwd"], told["ordered"]) == (str(tmp_path), "go on\n")
     assert forked.wait() == 75
     assert (tmp_path / "log").read_text(encoding="utf-8") == "an error\n"
     forked.close()
