@@ -1,8 +1,8 @@
 """Starts runners that need not import torch: they are forks of a process that has done it.
 
-Importing torch, transformers and peft takes seconds, and every unit of a job is a process of its own. A `ForkServer`
-is asked over a socket; the other side, `python -m worker.forkserver`, forks a guardian with its runner for each
-request and forgets it. What the guardian has to say comes over a pipe of its own: its process id, then the status.
+Importing torch, transformers and peft takes seconds, and nearly every unit of a job is a process of its own. A
+`ForkServer` is asked over a socket; the other side, `python -m worker.forkserver`, forks a guardian with its runner for
+each request and forgets it. What the guardian has to say comes over a pipe of its own: its process id, then the status.
 """
 
 import gc

@@ -231,13 +231,13 @@ def renamed(path: Path, filename: str) -> Path:
     return path.rename(path.with_suffix(how.ending))
 
 
-def main(spec_path: str) -> int:
+def main(spec_path: str, kind: type[Runner] = Runner) -> int:
     """Do the unit of the spec; see `messages` for the exit status."""
     pipe = Pipe(os.dup(1), sys.stdin)
     os.dup2(2, 1)  # what libraries print goes to the log, not among the messages
     try:
         spec, more = read_spec(Path(spec_path))
-        Runner(spec, more, Settings(), pipe).run()
+        kind(spec, more, Settings(), pipe).run()
     except Terminated:
         return EXIT_STOPPED
     except Exception as error:  # noqa: BLE001  -- the outermost frame
