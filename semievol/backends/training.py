@@ -9,7 +9,8 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from transformers import (
 from semievol.backends.chat import Chat, Encoded
 from semievol.backends.huggingface import load_model
 from semievol.backends.memory import memory_told
+from semievol.backends.micro_batches import StepCollator, overhead_of
 from semievol.errors import LossDiverged
 from semievol.memory import micro_batch
 from semievol.ports import Checkpoints, Progress, TrainingLog, TrainingRow, no_progress
@@ -83,9 +85,13 @@ class LoraTrainer:
         with tempfile.TemporaryDirectory(dir=output.parent) as scratch, memory_told("training", micro):
             trainer = _MaskedTrainer(
                 model=model,
-                args=_arguments(settings, micro, len(rows), seed, scratch, model.device),
+                args=_arguments(settings, len(rows), seed, scratch, model.device),
                 train_dataset=weighted,
-                data_collator=_Collator(self.chat.tokenizer.pad_token_id),
+                data_collator=StepCollator(
+                    self.chat.tokenizer.pad_token_id,
+                    most=micro * max(len(item["input_ids"]) for item in dataset),
+                    overhead=overhead_of(model.device),
+                ),
                 callbacks=[_Watch(progress)],
             )
             trainer.remove_callback(_printer())
@@ -135,16 +141,15 @@ class LoraTrainer:
 
 
 def _arguments(
-    settings: TrainingSettings, micro: int, rows: int, seed: int, scratch: str, device: torch.device
+    settings: TrainingSettings, rows: int, seed: int, scratch: str, device: torch.device
 ) -> TrainingArguments:
     steps = settings.steps or math.ceil(rows / settings.batch_size) * settings.epochs
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=scratch,
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
         max_steps=settings.steps or -1,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings.batch_size // micro,
+        per_device_train_batch_size=settings.batch_size,  # a step of transformers is one of the optimizer
         warmup_steps=settings.warmup_ratio,
         lr_scheduler_type=settings.schedule,
         weight_decay=settings.weight_decay,
@@ -161,6 +166,8 @@ def _arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs in sight transformers would take all
+    return arguments
 
 
 def _printer() -> type[TrainerCallback]:
@@ -180,11 +187,12 @@ def _save_adapter(model: PeftModel, output: Path) -> None:
 
 
 class _MaskedTrainer(Trainer):
-    """Computes logits only where a label is: replies end the row, so the last positions are enough."""
+    """Computes logits only where a label is, micro-batch by micro-batch."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.model_accepts_loss_kwargs = True  # the loss below divides by num_items_in_batch itself
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of all of an optimizer step; its loss."""
+        losses = [super(_MaskedTrainer, self).training_step(model, micro) for micro in inputs["micro_batches"]]
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self,
@@ -193,18 +201,18 @@ class _MaskedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Weighted negative log-likelihood in nats per labeled token of the whole (accumulated) batch."""
-        labels, weights = inputs.pop("labels"), inputs.pop("weight")
-        first_label = int((labels != -100).any(dim=0).nonzero()[0, 0])
-        keep = labels.shape[1] - first_label + 1
-        output = model(**inputs, logits_to_keep=keep)
-        targets = labels[:, first_label:]
-        losses = nn.functional.cross_entropy(
-            output.logits[:, :-1].float().transpose(1, 2), targets, ignore_index=-100, reduction="none"
-        )
-        tokens = num_items_in_batch if num_items_in_batch is not None else (targets != -100).sum()
-        loss = (losses * weights[:, None]).sum() / tokens
+        """A micro-batch's share: weighted negative log-likelihood in nats, over the labels of the whole step."""
+        targets = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+        labeled = (targets != -100).nonzero(as_tuple=True)
+        with _only_at(labeled, self.model):
+            output = model(input_ids=inputs["input_ids"], use_cache=False)
+        losses = nn.functional.cross_entropy(output.logits[0].float(), targets[labeled], reduction="none")
+        loss = (losses * inputs["weight"][labeled[0]]).sum() / inputs["tokens"]
         return (loss, output) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: nobody reads it, and transformers walks over all modules for it at every step."""
+        return 0
 
     def unlogged(self) -> dict[str, float]:
         """The sum of the losses since the last point of the curve, which no checkpoint of transformers holds."""
@@ -214,6 +222,23 @@ class _MaskedTrainer(Trainer):
         """Go on summing where `unlogged` left it."""
         self._tr_loss = torch.full_like(self._tr_loss, unlogged["loss"])
         self._globalstep_last_logged = int(unlogged["since"])
+
+
+@contextmanager
+def _only_at(positions: tuple[Tensor, ...], model: Any) -> Iterator[None]:
+    """Inside, the model's head sees the hidden states at `positions` (rows, columns) alone: logits [1, positions, ...].
+
+    transformers' `logits_to_keep` takes the same columns of all rows, and replies end in different ones.
+    """
+
+    def select(_: nn.Module, given: tuple[Tensor]) -> Tensor:
+        return given[0][positions][None]
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _Resumable(TrainerCallback):
@@ -280,31 +305,6 @@ def _read_note(folder: Path, identity: str) -> dict[str, Any] | None:
         _log.warning("the checkpoint %s is %s: training starts at the beginning", folder, reason)
         return None
     return note
-
-
-class _Collator:
-    """Pads on the left, so that all replies end at the last position."""
-
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        width = max(len(row["input_ids"]) for row in rows)
-        ids = torch.full((len(rows), width), self.pad_token_id)
-        labels = torch.full((len(rows), width), -100)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for place, row in enumerate(rows):
-            length = len(row["input_ids"])
-            ids[place, width - length :] = torch.tensor(row["input_ids"])
-            labels[place, width - length :] = torch.tensor(row["labels"])
-            mask[place, width - length :] = 1
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-            "labels": labels,
-            "weight": torch.tensor([row["weight"] for row in rows]),
-        }
 
 
 class _Watch(TrainerCallback):

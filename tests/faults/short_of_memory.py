@@ -1,5 +1,6 @@
 """`semievol` on a machine that holds few rows at once: `python -m tests.faults.short_of_memory ROWS run ...`."""
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +21,17 @@ def limited(work: Callable[..., Any], rows_of: Callable[..., int], most: int) ->
     return limited_work
 
 
+def longest_rows(trainer: Any, model: Any, inputs: dict[str, Any]) -> int:
+    """How many of the training's longest rows take as much memory as this micro-batch."""
+    longest = max(len(row["input_ids"]) for row in trainer.train_dataset)
+    tokens: int = inputs["input_ids"].numel()
+    return math.ceil(tokens / longest)
+
+
 if __name__ == "__main__":
     rows = int(sys.argv[1])
     trainer: Any = _MaskedTrainer
     generator: Any = HuggingFaceGenerator
-    trainer.compute_loss = limited(trainer.compute_loss, lambda _, model, inputs: len(inputs["input_ids"]), rows)
+    trainer.compute_loss = limited(trainer.compute_loss, longest_rows, rows)
     generator._prefill = limited(generator._prefill, lambda _, prompts: len(prompts), 4 * rows)
     sys.exit(main(sys.argv[2:]))
