@@ -1,5 +1,6 @@
 """Estimates: what a job reads and writes, what that costs, and how both are learned."""
 
+import html
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from semievol import cli, wording
+from semievol import cli, page, wording
 from semievol.answers import Answers
 from semievol.backends.chat import Chat
 from semievol.estimates.costs import Costs, guess, seconds
@@ -97,13 +98,14 @@ def test_generation_reads_what_is_shown() -> None:
     assert works(**plain)["round-1/generate"] == Work("round-1/generate", "score", 45_000, 0)
     assert "round-1/neighbours" not in works(**plain)
     shown = works(generation={"disagreement": "majority", "n": 3}, propagation={"k": 2})
-    assert shown["round-1/generate"].read == 1000 * 3 * (45 + 2 * 30)
+    # Beside the nearest each of three draws one of two others: the same ones with a probability of 1/4.
+    assert shown["round-1/generate"].read == pytest.approx(1000 * (0.25 * 1 + 0.75 * 2) * (45 + 2 * 30))
     shared = works(generation={"disagreement": "majority", "worked_examples": "shared"}, propagation={"k": 2})
     assert shared["round-1/generate"].read == 1000 * (45 + 2 * 30)
     sampled = works(replace(SHAPE, scored=False), generation={"n": 3, "disagreement": "majority"})["round-1/generate"]
     assert (sampled.kind, sampled.written) == ("sample", 1000 * 3 * 5)
-    few = works(generation={"disagreement": "majority"}, propagation={"k": 3}, model={"max_length": 64})
-    assert few["round-1/generate"].read == 1000 * 4 * 64
+    few = works(generation={"disagreement": "majority", "n": 64}, propagation={"k": 3}, model={"max_length": 64})
+    assert few["round-1/generate"].read == pytest.approx(1000 * 6 * 64, rel=0.01)
 
 
 def test_later_rounds_ask_what_is_left_and_may_not_take_place() -> None:
@@ -288,9 +290,39 @@ def test_what_came_of_it_stands_beside_the_estimate(tmp_path: Path) -> None:
     assert told["learned_from"] == 0
     assert told["actual"]["seconds"] == pytest.approx(sum(report["stage_seconds"].values()))
     assert {work[0] for work in told["actual"]["work"]} == {*told["stages"]}
-    assert wording.came_true(report) is not None
+    actual = sum(told["actual"]["tokens"].values())
+    assert f"{sum(told['tokens'].values()):,} tokens were expected and {actual:,} were" in (
+        wording.came_true(report) or ""
+    )
+    drawn = page.render_html(report)
+    assert f"expected {wording.duration(told['stages']['warm-up']['seconds'])} · " in drawn
+    assert (wording.came_true(report) or "?") in html.unescape(drawn)
     assert run(job, FakeBackend(), tmp_path / "other", FakeObserver())["estimate"] is None
     assert compared(None, {}, job.recipe) is None
+
+
+def test_words_for_what_is_known_and_what_is_not() -> None:
+    unknown, guessed = estimated([], {}), estimated([])
+    learned = estimated(jobs_on(1e-3, 1.0, 1e5))
+    assert "The time is not known" in wording.foretold(unknown)
+    assert "of work" not in wording.foretold(unknown)
+    assert "a guess from the model's size" in wording.foretold(guessed)
+    assert "GB of GPU memory. The time was learned from 1 finished job" in wording.foretold(learned)
+    assert "vLLM takes 90 % of the GPU" in wording.foretold(learned | {"gpu_memory_share": 0.9})
+    told = wording.came_true(
+        {"estimate": learned | {"seconds": 10.0, "actual": {"tokens": learned["tokens"], "seconds": 25.0}}}
+    )
+    assert "10.0 s was expected and the stages took 25.0 s (off by a factor of 2.50)" in (told or "")
+    assert "(off by a factor of 1.00)" in (told or "")
+    assert wording.came_true({}) is wording.came_true({"estimate": None}) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(820, "820 bytes"), (1500, "1.5 kB"), (99_600_000, "100 MB"), (17.4e9, "17.4 GB"), (9e15, "9,000 TB")],
+)
+def test_bytes_in_words(number: float, told: str) -> None:
+    assert wording.byte_count(number) == told
 
 
 def test_a_history_outlives_the_process_and_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,12 +181,20 @@ class _Expected:
         answers = float(collaborator_count(settings))
         if settings.early_stop and not self.shape.scored:
             answers = max(min(2.0, answers), STOPPED_EARLY * answers)
-        asks = answers if shown and settings.worked_examples == "varied" else 1.0
+        asks = self._prompts_of_a_row(answers, shown) if settings.worked_examples == "varied" else 1.0
         justified = DIFFERING if settings.collaboration and settings.disagreement == "justify" else 0.0
         read = rows * (asks * prompt + justified * (prompt + CANDIDATE_TOKENS))
         written = 0.0 if self.shape.scored else rows * (answers + justified) * self.shape.reply
         shards = 1 if self.one_process else math.ceil(rows / settings.shard_size)
         return Work(stage, self._engine(self.recipe.engine) + _form(self.shape.scored), read, written, shards)
+
+    def _prompts_of_a_row(self, answers: float, shown: int) -> float:
+        """Different prompts among so many collaborators: who draws the same worked examples shares one."""
+        if shown < 2:
+            return 1.0
+        others = min(self.shape.rows["labeled"], 2 * self.recipe.propagation.k - 1) - 1  # all see the nearest
+        draws = math.comb(others, shown - 1)
+        return draws * (1 - math.pow(1 - 1 / draws, answers))
 
     def _engine(self, settings: EngineSettings) -> str:
         if settings.name == "vllm":
