@@ -119,7 +119,7 @@ class Recorder:
     engine = "vllm"
 
     def __init__(self, generator: VllmGenerator) -> None:
-        self.generator, self.queries = generator, list[Query]()
+        self.generator, self.queries, self.prompt_tokens = generator, list[Query](), 0
 
     def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
         """See `ports.Generator`."""

@@ -66,6 +66,7 @@ class MadeUpScores:
     """The `Generator` port: one greedy reply, and log-probabilities of options that depend on the prompt."""
 
     engine = "made-up"
+    prompt_tokens = 0
 
     def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
         """See `ports.Generator`."""

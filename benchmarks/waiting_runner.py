@@ -19,6 +19,7 @@ class WaitingGenerator:
     """The `Generator` port: a reply depends on its seed alone. Rows are answered one after the other."""
 
     engine = "waiting"
+    prompt_tokens = 0
 
     def generate(
         self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int

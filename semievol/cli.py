@@ -194,8 +194,11 @@ def _find(
 
 
 def _run_job(job: "Job", output: Path, console: "Console", checkpoints: "FolderCheckpoints", *, quiet: bool) -> None:
+    from dataclasses import replace
+
     from semievol import progress, summary
     from semievol.errors import OutOfMemory
+    from semievol.estimates.history import History
     from semievol.memory import Halvings
 
     memory = output / "stages" / "memory.json"
@@ -204,6 +207,9 @@ def _run_job(job: "Job", output: Path, console: "Console", checkpoints: "FolderC
         from semievol import pipeline
 
         backend = build_backend(job.model, job.recipe, checkpoints, halvings)
+    history = History.of(job.model, job.recipe.model, backend.device)
+    begun = any((output / "stages").glob("*/manifest.json"))
+    job = replace(job, estimator=history.estimator(backend.lengths))
     try:
         with progress.display(console, job.recipe.generation.shard_size, quiet=quiet) as display:
             outcome = pipeline.run(job, backend, output, display)
@@ -215,6 +221,8 @@ def _run_job(job: "Job", output: Path, console: "Console", checkpoints: "FolderC
         # Only a new process has all of its memory back.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     checkpoints.clear()
+    if outcome["estimate"] and not begun:  # of a run that went on from somewhere the time tells nothing
+        history.add(outcome["estimate"]["actual"]["work"])
     summary.show(outcome, output, console)
 
 

@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from semievol.answers import Answers
 from semievol.examples import Example
 from semievol.ports import Generator, Progress, Request, no_progress
+from semievol.replies import reply_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One greedy answer to a held-out row."""
+    """One greedy answer to a held-out row; `tokens`: of the reply, 0 where the row does not fit."""
 
     row: str
     line: int
@@ -31,6 +32,7 @@ class Prediction:
     answer: str | None
     wanted: str
     correct: bool
+    tokens: int = 0
 
 
 def predict(
@@ -44,28 +46,20 @@ def predict(
     limit = reply_limit(answers, rows, max_new_tokens)
     fitting = [index for index, row in enumerate(rows) if generator.fits(row.prompt, limit)]
     requests = [Request(rows[index].prompt, (0,)) for index in fitting]
-    replies = [""] * len(rows)
+    replies, tokens = [""] * len(rows), [0] * len(rows)
     responses = generator.generate(requests, temperature=0.0, max_new_tokens=limit)
     for done, (position, (response,)) in enumerate(responses, start=1):
-        replies[fitting[position]] = response.text
+        replies[fitting[position]], tokens[fitting[position]] = response.text, len(response.logprobs)
         progress(done, len(rows))
-    return [_judge(row, reply, answers) for row, reply in zip(rows, replies, strict=True)]
+    return [_judge(row, reply, written, answers) for row, reply, written in zip(rows, replies, tokens, strict=True)]
 
 
-def _judge(row: Example, reply: str, answers: Answers) -> Prediction:
+def _judge(row: Example, reply: str, tokens: int, answers: Answers) -> Prediction:
     wanted = answers.parse(row.labeled_reply, row.options)
     assert wanted is not None, "labels are checked before anything runs"
     answer = answers.parse(reply, row.options)
     correct = answer is not None and answers.equal(answer, wanted)
-    return Prediction(row.id, row.line, reply, answer, wanted, correct)
-
-
-def reply_limit(answers: Answers, rows: Sequence[Example], max_new_tokens: int) -> int:
-    """Room for a reply: where replies are bare options, no more than the longest takes with some words around it."""
-    if answers.kind != "choice" or not answers.bare:
-        return max_new_tokens
-    options = {option for row in rows for option in (answers.options or row.options or ())}
-    return min(max_new_tokens, 32 + max((len(option.encode()) for option in options), default=0))
+    return Prediction(row.id, row.line, reply, answer, wanted, correct, tokens)
 
 
 def accuracy(predictions: Sequence[Prediction]) -> Accuracy:

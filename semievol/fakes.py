@@ -65,6 +65,7 @@ class FakeGenerator:
     def __init__(self, distribution: Distribution, max_words: int = 1_000_000) -> None:
         self.distribution, self.max_words = distribution, max_words
         self.prompts: list[Prompt] = []
+        self.prompt_tokens = 0
 
     def generate(
         self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
@@ -72,21 +73,29 @@ class FakeGenerator:
         """See `ports.Generator`. The last request is answered first, as callers must not care."""
         for index in reversed(range(len(requests))):
             request = requests[index]
-            self.prompts.append(request.prompt)
+            self._see(request.prompt)
             probabilities = self.distribution(request.prompt)
             yield index, [_draw(probabilities, seed, temperature, max_new_tokens) for seed in request.seeds]
 
     def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
         """See `ports.Generator`."""
         for index in reversed(range(len(prompts))):
-            self.prompts.append(prompts[index])
+            self._see(prompts[index])
             known = self.distribution(prompts[index])
             weights = [known.get(option, 0.0) + 1e-9 for option in options[index]]
             yield index, [math.log(weight / math.fsum(weights)) for weight in weights]
 
     def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
         """See `ports.Generator`."""
-        return sum(len(message.content.split()) for message in prompt) + max_new_tokens <= self.max_words
+        return _length(prompt) + max_new_tokens <= self.max_words
+
+    def _see(self, prompt: Prompt) -> None:
+        self.prompts.append(prompt)
+        self.prompt_tokens += _length(prompt)
+
+
+def _length(prompt: Prompt) -> int:
+    return sum(len(message.content.split()) for message in prompt)
 
 
 def _draw(probabilities: Mapping[str, float], seed: int, temperature: float, max_new_tokens: int) -> Response:
@@ -250,6 +259,11 @@ class FakeBackend:
     loaded: list[Path | None] = field(default_factory=list)
     generators: list[FakeGenerator] = field(default_factory=list)
     fake_trainer: FakeTrainer = field(default_factory=FakeTrainer)
+    device: str = "none"
+
+    def lengths(self, chats: Sequence[Prompt]) -> list[int]:
+        """See `ports.Backend`."""
+        return [_length(chat) for chat in chats]
 
     @contextmanager
     def generator(self, adapter: Path | None, purpose: Purpose, rows: int) -> Iterator[Generator]:
@@ -269,7 +283,7 @@ class FakeBackend:
 
     def provenance(self) -> dict[str, str]:
         """See `ports.Backend`."""
-        return {"device": "none"}
+        return {"device": self.device}
 
 
 @dataclass

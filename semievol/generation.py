@@ -16,7 +16,8 @@ from semievol.answers import Answers
 from semievol.examples import Example
 from semievol.ports import Generator, Progress, Request, no_progress
 from semievol.prompts import Prompt, question_of, with_candidates, with_worked_examples
-from semievol.recipe import GenerationSettings, Recipe
+from semievol.recipe import Recipe
+from semievol.replies import collaborator_count, options_of, reply_room, scores_options
 from semievol.seeds import seed_of
 
 
@@ -60,11 +61,6 @@ def pool_size(recipe: Recipe, labeled: int) -> int:
     collaborators = collaborator_count(recipe.generation)
     varied = recipe.generation.worked_examples == "varied" and collaborators > 1
     return min(labeled, 2 * recipe.propagation.k - 1 if varied else recipe.propagation.k)
-
-
-def collaborator_count(settings: GenerationSettings) -> int:
-    """Answers drawn for a row."""
-    return settings.n if settings.collaboration else 1
 
 
 def answer_shard(
@@ -250,24 +246,3 @@ class _Shard:
 
     def _seed(self, index: int, collaborator: int | str) -> int:
         return seed_of(self.seed, self.rows[index].id, collaborator, self.round_number)
-
-
-def scores_options(answers: Answers, settings: GenerationSettings) -> bool:
-    """Whether options are scored directly rather than replies sampled."""
-    if settings.answers == "auto":
-        return answers.kind == "choice" and answers.bare
-    return settings.answers == "scored"
-
-
-def reply_room(row: Example, answers: Answers, settings: GenerationSettings) -> int:
-    """Tokens that the reply may need: a token covers at least one byte, and each reply ends with one more."""
-    if not scores_options(answers, settings):
-        return settings.max_new_tokens
-    return min(settings.max_new_tokens, 1 + max(len(option.encode()) for option in options_of(row, answers)))
-
-
-def options_of(row: Example, answers: Answers) -> tuple[str, ...]:
-    """What a closed row may be answered with."""
-    options = answers.options or row.options
-    assert options, f"row {row.id} has no options"
-    return options

@@ -12,8 +12,9 @@ import numpy as np
 
 from semievol.agreement import Label, Outcome, balance, label_sampled, label_scored, mean_probabilities
 from semievol.answers import Answers
-from semievol.generation import Answered, options_of, scores_options
+from semievol.generation import Answered
 from semievol.recipe import GenerationSettings
+from semievol.replies import options_of, scores_options
 
 Reader = Callable[[], Iterator[Answered]]
 """Opens the round's answered rows, in their order, each time it is called."""

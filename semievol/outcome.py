@@ -75,10 +75,12 @@ def _measure(rows: Path, data: Prepared, backend: Backend, trained: Stage | None
         asked = read_examples(rows)
         with backend.generator(trained.folder / ADAPTER if trained else None, "evaluate", len(asked)) as generator:
             predictions = predict(asked, generator, data.answers, job.recipe.evaluation.max_new_tokens, progress)
-            engine = generator.engine
+            engine, prompt_tokens = generator.engine, generator.prompt_tokens
         records = [prediction_record(prediction) for prediction in predictions]
         write_whole(folder / PREDICTIONS, json.dumps(records, ensure_ascii=False, indent=0).encode())
-        return {"accuracy": asdict(accuracy(predictions)), "engine": engine}
+        tokens = sum(prediction.tokens for prediction in predictions)
+        measured = {"accuracy": asdict(accuracy(predictions)), "tokens": tokens}
+        return measured | {"prompt_tokens": prompt_tokens, "engine": engine}
 
     return work
 

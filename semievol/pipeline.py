@@ -15,6 +15,7 @@ from typing import Any
 
 from semievol import outcome, publication, stages
 from semievol.errors import DataError, RecipeError
+from semievol.estimates.estimate import Estimator
 from semievol.ports import Backend, Observer
 from semievol.recipe import Recipe
 from semievol.tables import read_examples
@@ -26,6 +27,7 @@ class Job:
     """What is asked for: a base model, files, a recipe and a seed. Without an unlabeled file it is plain fine-tuning.
 
     `review`: a person looks at the pseudo-labels before they are trained on; what they changed is in `reviewed`.
+    `estimator`: what says, once the files are read, what the job will take.
     """
 
     model: str
@@ -37,6 +39,7 @@ class Job:
     test: Path | None = None
     review: bool = False
     reviewed: Path | None = None
+    estimator: Estimator | None = None
 
     def files(self) -> dict[str, Path]:
         """The given files by role. Raises DataError, naming the file, if one is not there."""

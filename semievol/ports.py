@@ -54,6 +54,8 @@ class Generator(Protocol):
 
     engine: str
     """Its name, for the report."""
+    prompt_tokens: int
+    """Tokens of the prompts that it was given so far, each prompt once however many samples it gets."""
 
     def generate(
         self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
@@ -164,6 +166,13 @@ Purpose = Literal["label", "evaluate"]
 
 class Backend(Protocol):
     """Builds the parts above for one base model. Only this knows torch."""
+
+    device: str
+    """What the model runs on: its type, then which one, such as cpu (x86_64)."""
+
+    def lengths(self, chats: Sequence[Prompt]) -> list[int]:
+        """Tokens of each chat: up to the end of its last reply, or to where the reply begins that it asks for."""
+        ...
 
     def generator(self, adapter: Path | None, purpose: Purpose, rows: int) -> AbstractContextManager[Generator]:
         """The base model, with an adapter or without; its memory is given back on leaving.

@@ -14,6 +14,8 @@ from semievol.errors import RecipeError
 
 MODEL_RECIPE = "semievol_recipe.yaml"
 """A model folder may hold settings that suit it under this name, as generation_config.json does for sampling."""
+FEW_ROWS = 2000
+"""Fewer are answered sooner by transformers, which loads in seconds, than vLLM starts (`engine.name=auto`)."""
 
 
 class _Settings(BaseModel):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from semievol.estimates.estimate import compared
 from semievol.evaluation import share
 from semievol.evidence import Watched, confusion, held_out_examples
 from semievol.outcome import Verdict, flips, read_predictions
@@ -45,6 +46,7 @@ def build(
         "training": {"warmup": dict(verdict.sft.facts)},
         "stage_seconds": {name: stage.seconds for name, stage in stages.items()},
         "stage_tokens": {name: stage.facts["tokens"] for name, stage in stages.items() if "tokens" in stage.facts},
+        "estimate": _compared(data, job.recipe, stages),
         "recipe": job.recipe.model_dump(mode="json"),
         "differs_from_default": job.recipe.differences(Recipe()),
         "provenance": {
@@ -60,6 +62,12 @@ def build(
     _add_held_out(told, data, verdict)
     told["commands"] = commands(told)
     return told
+
+
+def _compared(data: Prepared, recipe: Recipe, stages: Mapping[str, Stage]) -> dict[str, Any] | None:
+    """What was expected, with what came of it; None where nothing was."""
+    finished = {name: (stage.facts, stage.seconds) for name, stage in stages.items()}
+    return compared(data.facts.get("estimate"), finished, recipe)
 
 
 def _engines(stages: Iterable[Stage]) -> str:

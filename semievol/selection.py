@@ -14,9 +14,9 @@ from typing import Literal
 
 from semievol.agreement import Label
 from semievol.answers import Answers
-from semievol.generation import scores_options
 from semievol.histograms import Measure
 from semievol.recipe import Recipe, SelectionSettings
+from semievol.replies import scores_options
 from semievol.seeds import seed_of
 
 Reason = Literal[

@@ -160,8 +160,14 @@ def prepare(job: "Job") -> StageWork:
         pool = _write_pool(folder / "unlabeled.parquet", job, apart, rules, total, progress)
         mix = Counter(rules.parse(row.labeled_reply, row.options) for row in apart.labeled)
         rows = {"labeled": len(train), "unlabeled": pool, "validation": len(validation), "test": len(apart.test)}
+        estimate = None
+        if job.estimator is not None:
+            asked = read_examples(folder / "unlabeled.parquet", 0) if pool else []
+            samples = {"labeled": train, "unlabeled": asked, "validation": validation, "test": apart.test}
+            estimate = job.estimator.estimate(recipe, rules, rows, samples)
         return {
             "inputs": job.identity(),
+            "estimate": estimate,
             "answers": asdict(rules),
             "answer_mix": dict(mix.most_common()) if rules.kind == "choice" else {},
             "rows": rows,
@@ -231,7 +237,7 @@ def find_neighbours(data: Prepared, backend: Backend, pending: Pending, job: "Jo
             np.savez(folder / f"{group:05d}.npz", indices=indices, similarities=similarities)
             done += len(texts)
             progress(done, total)
-        return {"pool": pool, "retriever": job.recipe.propagation.retriever}
+        return {"rows": len(labeled) + total, "pool": pool, "retriever": job.recipe.propagation.retriever}
 
     return work
 
@@ -269,6 +275,7 @@ def generate_shard(
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
         rows, engine = read_examples(pending.path, shard), generator()
+        read_before = engine.prompt_tokens
         near = None
         if neighbours.facts["pool"]:
             with np.load(neighbours.folder / f"{shard:05d}.npz") as arrays:
@@ -294,6 +301,7 @@ def generate_shard(
             "replies": len(trials),
             "justified": sum(one.justification is not None for one in answered),
             "tokens": sum(len(trial.logprobs) for trial in trials),
+            "prompt_tokens": engine.prompt_tokens - read_before,
             "engine": engine.engine,
             **agreement.told(),
         }

@@ -34,6 +34,8 @@ def show(report: Report, output: Path, console: Console) -> None:
     _say(console, f"Time: {wording.duration(sum(taken for _, taken in seconds))}")
     for label, taken in seconds:
         _say(console, f"  {wording.duration(taken):>9}  {label}")
+    if told := wording.came_true(report):
+        _say(console, told)
     console.print()
     _show_files(report, output, console)
 

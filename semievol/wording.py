@@ -72,11 +72,15 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What a stage took. `tokens`: of the rows that it trained on, or of the replies that it wrote; None for others."""
+    """What a stage took. `tokens`: of the rows that it trained on, or of the replies that it wrote; None for others.
+
+    `expected`: seconds that it was to take; None where nothing was expected.
+    """
 
     label: str
     seconds: float
     tokens: int | None
+    expected: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +129,74 @@ def stage_costs(report: Report) -> list[StageCost]:
     """Seconds and tokens by stage in the order of the run, the shards of a round summed."""
     seconds: dict[str, float] = {}
     tokens: dict[str, int] = {}
+    expected: dict[str, float] = {}
+    for path, one in ((report.get("estimate") or {}).get("stages") or {}).items():
+        if one["seconds"] is not None:
+            expected[stage_label(path)] = one["seconds"]
     for path, taken in report["stage_seconds"].items():
         label = stage_label(path)
         seconds[label] = seconds.get(label, 0.0) + taken
         if path in report["stage_tokens"]:
             tokens[label] = tokens.get(label, 0) + report["stage_tokens"][path]
-    return [StageCost(label, taken, tokens.get(label)) for label, taken in seconds.items()]
+    return [StageCost(label, taken, tokens.get(label), expected.get(label)) for label, taken in seconds.items()]
 
 
 def stage_seconds(report: Report) -> list[tuple[str, float]]:
     """Seconds by stage in the order of the run, the shards of a round summed."""
     return [(one.label, one.seconds) for one in stage_costs(report)]
+
+
+def foretold(estimate: Mapping[str, Any]) -> str:
+    """What a job will take, and how that is known, in sentences."""
+    parts = [] if estimate["seconds"] is None else [f"about {duration(estimate['seconds'])} of work"]
+    parts.append(f"{count(sum(estimate['tokens'].values()), 'token')}")
+    if estimate["gpu_memory_bytes"] is not None:
+        parts.append(f"{byte_count(estimate['gpu_memory_bytes'])} of GPU memory")
+    told = [f"Expected: {listed(parts)}.", learned_from(estimate)]
+    if estimate["gpu_memory_share"] is not None:
+        told.append(f"vLLM takes {100 * estimate['gpu_memory_share']:.0f} % of the GPU's memory whatever it needs.")
+    return " ".join(told)
+
+
+def learned_from(estimate: Mapping[str, Any]) -> str:
+    """What the expected time was learned from, in a sentence."""
+    jobs = estimate["learned_from"]
+    if jobs:
+        return f"The time was learned from {count(jobs, 'finished job')} of this base model."
+    if estimate["seconds"] is None:
+        return "The time is not known: no job of this base model has finished here, and its size is not at hand."
+    return "The time is a guess from the model's size: no job of this base model has finished here."
+
+
+def came_true(report: Report) -> str | None:
+    """What was expected against what the run took, in sentences; None where nothing was expected."""
+    estimate = report.get("estimate")
+    if not estimate:
+        return None
+    actual = estimate["actual"]
+    tokens = [sum(one["tokens"].values()) for one in (estimate, actual)]
+    read = f"{tokens[0]:,} tokens were expected and {tokens[1]:,} were read and written{_off(*tokens)}."
+    if estimate["seconds"] is None:
+        return f"{read} {learned_from(estimate)}"
+    seconds = estimate["seconds"], actual["seconds"]
+    took = f"{duration(seconds[0])} was expected and the stages took {duration(seconds[1])}{_off(*seconds)}."
+    return f"{took} {read} {learned_from(estimate)}"
+
+
+def _off(expected: float, actual: float) -> str:
+    """How far an expectation was off: a factor, whichever way."""
+    if not expected or not actual:
+        return ""
+    return f" (off by a factor of {max(expected / actual, actual / expected):.2f})"
+
+
+def byte_count(number: float) -> str:
+    """820 bytes, 1.5 kB, 17 GB: powers of 1,000."""
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    place = 0
+    while number >= 999.5 and place < len(units) - 1:
+        number, place = number / 1000, place + 1
+    return f"{number:.1f} {units[place]}" if place and number < 99.5 else f"{number:,.0f} {units[place]}"
 
 
 def trainings(report: Report) -> list[Training]:

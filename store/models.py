@@ -31,6 +31,7 @@ BigInt = BigInteger().with_variant(Integer(), "sqlite")
 
 
 _REVIEWED = text("reviewed_at IS NOT NULL")
+_SUCCEEDED = text("status = 'succeeded'")
 
 
 def _one_of(column: str, values: Any) -> str:
@@ -162,6 +163,10 @@ class Job(Row):
         CheckConstraint("method IN ('semievol', 'supervised')", name="method"),
         Index("ix_jobs_project_id_created_at", "project_id", "created_at", "id"),
         Index("ix_jobs_status", "status"),
+        # What estimates learn from: the last ones of a base model, of all projects.
+        Index(
+            "ix_jobs_model_finished_at", "model", "finished_at", postgresql_where=_SUCCEEDED, sqlite_where=_SUCCEEDED
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semievol.answers import Answers
-from semievol.evaluation import Prediction, accuracy, mcnemar, predict, reply_limit
+from semievol.evaluation import Prediction, accuracy, mcnemar, predict
 from semievol.examples import Example
 from semievol.fakes import FakeGenerator, knowing
 from semievol.prompts import Message
+from semievol.replies import reply_limit
 
 
 def judged(right: int, wrong: int) -> list[Prediction]:

@@ -12,9 +12,10 @@ from semievol.agreement import JUSTIFICATION, Trial, is_decided, label_sampled
 from semievol.answers import Answers
 from semievol.examples import Example
 from semievol.fakes import FakeGenerator, FakeRetriever, knowing
-from semievol.generation import Answered, Neighbours, answer_shard, options_of, pool_size, scores_options
+from semievol.generation import Answered, Neighbours, answer_shard, pool_size
 from semievol.prompts import Message, question_of
 from semievol.recipe import Recipe
+from semievol.replies import options_of, scores_options
 from semievol.seeds import seed_of
 
 TOPICS = {"bill": "money", "invoice": "money", "login": "access", "password": "access"}

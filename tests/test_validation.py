@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from demo.tasks import HELPDESK
 from semievol import cli, stages
 from semievol.backends.chat import Chat
 from semievol.backends.local import LocalBackend
+from semievol.estimates.history import History
 from semievol.examples import read_labeled
 from semievol.pipeline import Job
 from semievol.ports import no_progress
@@ -23,7 +25,7 @@ from semievol.prompts import Message
 from semievol.recipe import MODEL_RECIPE, Recipe, read_recipe
 from semievol.tables import read_examples
 from semievol.validation import show
-from semievol.validation.lengths import lengths_of, training_tokens
+from semievol.validation.lengths import lengths_of
 from semievol.workdir import Stage
 
 BASE = Path(__file__).parent.parent / "demo" / "base"
@@ -113,7 +115,8 @@ def test_lengths_and_mask_are_those_that_training_sees(helpdesk: Files, capsys: 
     lengths = [len(one.input_ids) for one in encoded]
     assert told["lengths"]["labeled"]["max"] == max(lengths)
     assert told["lengths"]["labeled"]["rows"] == len(rows)
-    assert told["estimate"] == {"warmup": round(sum(lengths) * read_recipe(BASE / MODEL_RECIPE)["warmup"]["epochs"])}
+    read = sum(lengths) * read_recipe(BASE / MODEL_RECIPE)["warmup"]["epochs"]
+    assert told["estimate"]["tokens"]["trained"] == told["estimate"]["stages"]["warm-up"]["tokens"] == round(read)
     mask = told["loss_mask"]["tokens"]
     assert [seen for _, seen in mask] == [label != -100 for label in encoded[0].labels]
     assert "".join(text for text, seen in mask if seen) == f" {rows[0].labeled_reply}</s>"
@@ -178,20 +181,24 @@ def test_rows_that_do_not_fit_are_told_with_what_becomes_of_them(
     assert found(capsys, files, "--set=model.max_length=4096")["limit"] == 2048  # the model's own positions
 
 
-def test_estimates_follow_the_recipe(helpdesk: Files, capsys: pytest.CaptureFixture[str]) -> None:
-    def estimate(*settings: str) -> dict[str, int]:
-        told: dict[str, int] = found(capsys, helpdesk, *(f"--set={setting}" for setting in settings))["estimate"]
-        return told
+def test_a_run_expects_what_validate_told(helpdesk: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    told = found(capsys, helpdesk)["estimate"]
+    job = job_of(helpdesk, **read_recipe(BASE / MODEL_RECIPE))
+    backend = LocalBackend(str(BASE), job.recipe)
+    history = History.of(str(BASE), job.recipe.model, backend.device)
+    prepared = prepare(replace(job, estimator=history.estimator(backend.lengths)), tmp_path)
+    assert prepared.facts["estimate"] == told
+    assert told["seconds"] == pytest.approx(sum(one["seconds"] for one in told["stages"].values()), rel=0.01)
+    assert told["gpu_memory_bytes"] > 1024**3
 
-    plain = estimate()
-    assert (plain["accepted"], plain["generation_written"]) == (45, 0)
-    shared = estimate("generation.worked_examples=shared")
-    assert shared["generation_read"] == pytest.approx(plain["generation_read"] / 4, abs=1)
-    sampled = estimate("generation.answers=sampled", "generation.n=2", "selection.rule=all")
-    assert (sampled["accepted"], sampled["generation_written"]) == (60, 60 * 2 * 16)
-    alone = estimate("propagation.in_context=false")
-    assert alone["generation_read"] < shared["generation_read"] / 2
-    assert estimate("evolution.steps=60")["evolution"] == pytest.approx(plain["evolution"] / 2, abs=1)
+
+def test_validate_says_what_a_run_takes(helpdesk: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    estimate = found(capsys, helpdesk)["estimate"]
+    assert cli.main(arguments(helpdesk)) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{sum(estimate['tokens'].values()):,} tokens and" in shown
+    assert "GPU memory. The time is a guess from the model's size" in shown
+    assert f"Generate answers {estimate['stages']['round-1/generate']['tokens']:,}" in shown
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
@@ -341,9 +348,3 @@ def test_quantiles_are_lengths_that_occur() -> None:
     told = lengths_of([*range(1, 101)])
     assert (told.rows, told.p50, told.p90, told.p99, told.max, told.mean) == (100, 51, 91, 100, 100, 50.5)
     assert lengths_of([7]).p50 == lengths_of([7]).p99 == 7
-
-
-def test_steps_win_over_epochs() -> None:
-    settings = Recipe().warmup
-    assert training_tokens(10.0, 30, settings) == 600
-    assert training_tokens(10.0, 30, settings.model_copy(update={"steps": 5, "batch_size": 4})) == 200

@@ -6,26 +6,29 @@ Each function is part of one transaction of the caller.
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from semievol.estimates.work import as_plain
 from semievol.prompts import question_of
 from semievol.stages import DECIDED
 from semievol.tables import example_of, read_rows
-from semievol.wording import left_out, stage_label, worth_a_look
+from semievol.wording import foretold, left_out, stage_label, worth_a_look
 from store import jobs, pseudo_labels, units
 from store.database import now
 from store.ids import new_id
+from store.measured import finished_jobs
 from store.models import File, FineTunedModel, Job, JobEvent, StageRow, Unit
 from store.objects import ObjectStore
 from store.pseudo_labels import LabelRow
 from store.states import FINAL, UnitKind
 from store.units import Claim
 from worker import artifacts
-from worker.plan import EXPORT, REVIEW, SELECT, SHARD, Committed, JobSpec, next_steps
+from worker.plan import EXPORT, PREPARE, REVIEW, SELECT, SHARD, Committed, JobSpec, next_steps
 
 MAX_LOSS_EVENTS = 80
 """Of one training; the trainer logs fewer."""
@@ -56,12 +59,15 @@ def spec_of(session: Session, job: Job) -> JobSpec:
 def begin(session: Session, claim: Claim) -> JobSpec:
     """A unit was claimed: the job runs."""
     job = session.get_one(Job, claim.job_id)
-    if claim.name != "prepare":
+    if claim.name != PREPARE:
         started_at = func.coalesce(Job.started_at, now())
         jobs.move(session, job.id, "running", "Fine-tuning job started", only_from="queued", started_at=started_at)
     if claim.attempt > 1:
         jobs.add_event(session, job.id, f"{claim.name}: attempt {claim.attempt}", data={"unit": claim.name})
-    return spec_of(session, job)
+    spec = spec_of(session, job)
+    if claim.name == PREPARE:
+        spec = replace(spec, measured=[as_plain(done) for done in finished_jobs(session, job.model)])
+    return spec
 
 
 def commit_stage(
@@ -98,6 +104,8 @@ def commit_stage(
     jobs.add_event(
         session, claim.job_id, f"{stage_label(stage)}: done in {seconds:.1f} s", data={"stage": stage, **short}
     )
+    if estimate := facts.get("estimate"):
+        jobs.add_event(session, claim.job_id, foretold(estimate), data={"stage": stage, "estimate": estimate})
     for note in filter(None, (left_out(facts), worth_a_look(facts))):
         jobs.add_event(session, claim.job_id, note, level="warn", data={"stage": stage})
 
@@ -135,9 +143,9 @@ def finish_unit(session: Session, claim: Claim) -> set[str]:
     job = session.scalars(select(Job).where(Job.id == claim.job_id).with_for_update()).one()
     if not units.finish(session, claim) or job.status in FINAL:
         return set()
-    if claim.name == "prepare" and job.status == "paused":
+    if claim.name == PREPARE and job.status == "paused":
         job.resume_to = "queued"
-    elif claim.name == "prepare":
+    elif claim.name == PREPARE:
         told = "Files validated, the job waits for a worker"
         jobs.move(session, job.id, "queued", told, only_from="validating_files")
     steps = next_steps(spec_of(session, job))

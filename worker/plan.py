@@ -15,6 +15,7 @@ from semievol.recipe import Recipe
 from semievol.workdir import Stage
 from worker import artifacts
 
+PREPARE = "prepare"
 EXPORT = "export"
 REVIEW = "/review"
 SHARD = "/generate-"
@@ -34,7 +35,8 @@ class Committed:
 class JobSpec:
     """All that a runner has to know of a job; plain values that travel as JSON.
 
-    `inputs`: {role: {"filename", "sha256"}}; `reviewed`: digest of the edits of a review.
+    `inputs`: {role: {"filename", "sha256"}}; `reviewed`: digest of the edits of a review. `measured`: what finished
+    jobs of the base model took, for the unit that estimates this one.
     """
 
     job_id: str
@@ -46,6 +48,7 @@ class JobSpec:
     review: bool = False
     reviewed: str | None = None
     stages: dict[str, Committed] = field(default_factory=dict)
+    measured: list[list[list[Any]]] = field(default_factory=list)
 
     def job(self, files: Mapping[str, Path]) -> Job:
         """The pipeline's job over files by role; roles that were not fetched get the path of no file."""

@@ -12,15 +12,18 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from semievol.errors import DataError, DiskFull, EngineDied, OutOfMemory, SemiEvolError
+from semievol.estimates.estimate import Estimator, counting
+from semievol.estimates.work import plain_jobs
 from semievol.faults import fault_of
 from semievol.formats.naming import HEAD_BYTES, guessed_format
 from semievol.memory import Halvings
+from semievol.model_files import config_of, text_counter, tokenizer_of
 from semievol.pipeline import Job, Step
 from semievol.ports import Backend
 from semievol.signals import Stop, Terminated
@@ -99,6 +102,8 @@ class Runner:
         """Do the steps that are not done. Raises SemiEvolError, Terminated, and what else goes wrong."""
         signal.signal(signal.SIGTERM, self.stop.hear)
         job = self.spec.job(self._inputs())
+        if self.unit == plan.PREPARE:
+            job = replace(job, estimator=self._estimator())
         late: Any = _Late(lambda: self._backend(job))
         while True:
             steps = plan.plan(job, late)
@@ -127,7 +132,7 @@ class Runner:
     def _inputs(self) -> dict[str, Path]:
         """The files that users gave, for the unit that reads them."""
         files = {}
-        if self.unit == "prepare":
+        if self.unit == plan.PREPARE:
             for role, entry in self.spec.inputs.items():
                 path = self.scratch / "inputs" / role
                 self.cache.place(entry["sha256"], path)
@@ -136,6 +141,12 @@ class Runner:
             files["reviewed"] = self.scratch / "inputs" / "reviewed.jsonl"
             self.cache.place(self.spec.reviewed, files["reviewed"])
         return files
+
+    def _estimator(self) -> Estimator:
+        """As the service's validation has one: it counts tokens by the text, as no engine is loaded for this unit."""
+        count = counting(text_counter(tokenizer_of(self.spec.model, self.spec.revision)))
+        config = config_of(self.spec.model, self.spec.revision)
+        return Estimator.of(config, plain_jobs(self.spec.measured), count, one_process=False)
 
     def _backend(self, job: Job) -> Backend:
         self.pipe.tell("loading")

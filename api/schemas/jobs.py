@@ -291,10 +291,42 @@ class Segment(BaseModel):
     tokens: list[str] | None
 
 
-class Estimate(BaseModel):
-    """Tokens that the first training reads, from the mean length of a sample."""
+class EstimatedTokens(BaseModel):
+    """Tokens that a job reads and writes."""
 
-    warmup_tokens: int
+    trained: int = Field(description="Of the rows trained on, each time that one is read.")
+    prompts: int = Field(description="Of prompts, worked examples included; once however many replies a prompt gets.")
+    replies: int = Field(description="Of replies; options that are scored are none.")
+
+
+class EstimatedStage(BaseModel):
+    """One stage of a job."""
+
+    tokens: int
+    seconds: float | None
+
+
+class Estimate(BaseModel):
+    """What the job would take, from its recipe, the lengths of a sample of its rows, and what finished jobs took."""
+
+    tokens: EstimatedTokens
+    seconds: float | None = Field(
+        description="Work of all stages, one after the other: neither waiting nor packing the results. Null where the "
+        "model's size is not at hand and none of its jobs has finished."
+    )
+    stages: dict[str, EstimatedStage] = Field(
+        description="By the stage's name; the shards of a round's generation are one. A round after the second counts "
+        "half of the one before, as it may not take place."
+    )
+    gpu_memory_bytes: int | None = Field(
+        description="The peak on a GPU: weights, adapter with optimizer, what a micro-batch leaves for the backward "
+        "pass, or the keys and values of a batch. Null where the model's size is not at hand."
+    )
+    gpu_memory_share: float | None = Field(description="Of the GPU's memory, where vLLM takes so much of it.")
+    learned_from: int = Field(
+        description="Finished jobs of the base model that the seconds were learned from, the last 10 at most; 0: they "
+        "are guessed from the model's size."
+    )
 
 
 class ValidationView(BaseModel):

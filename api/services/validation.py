@@ -32,21 +32,23 @@ from api.services.jobs import check_order, wanted_files
 from api.services.recipes import Asked, understand
 from semievol import wording
 from semievol.errors import DataError
+from semievol.estimates.estimate import Estimator, counting
 from semievol.examples import Example
 from semievol.formats.naming import HEAD_BYTES, guessed_format
+from semievol.model_files import TOKENIZER, config_of, text_counter, tokenizer_of
 from semievol.prompts import Message
 from semievol.recipe import Recipe
 from semievol.validation.checking import Checked, Fault, check
-from semievol.validation.lengths import lengths_of, training_tokens
+from semievol.validation.lengths import lengths_of
+from store.measured import finished_jobs
 from store.models import File
 from store.objects import ObjectStore
-from store.settings import Settings
+from store.settings import BaseModelEntry
 
 SAMPLE_ROWS = 1000
 SAMPLE_BYTES = 8 * 1024**2
 """Of each file; reading so much takes about a second."""
 PREVIEW_ROWS = 3
-TOKENIZER = "tokenizer.json"
 
 
 def validate_order(session: Session, parts: Services, project_id: str, body: JobCreate) -> ValidationView:
@@ -80,7 +82,10 @@ def validate_order(session: Session, parts: Services, project_id: str, body: Job
         heads = {role: staged.enter_context(head_of(parts, file)) for role, file in files.items()}
         checked = check(heads, order.recipe, body.seed or 0)
     _tell_faults(view, checked, files, places)
-    _tell_rows(view, parts.settings, checked, order.recipe)
+    entry = BaseModelEntry(**order.source)
+    tokenizer = tokenizer_of(entry.source, entry.revision)
+    _tell_rows(view, checked, tokenizer)
+    _tell_estimate(session, view, checked, order.recipe, entry, tokenizer)
     view.valid = not view.errors
     return view
 
@@ -146,7 +151,7 @@ def _problem(fault: Fault, file: File | None, place: str | None) -> FileProblem:
     return FileProblem(message=f"{place}: {message}", param=place, code=f"invalid_{place.rpartition('.')[2]}")
 
 
-def _tell_rows(view: ValidationView, settings: Settings, checked: Checked, recipe: Recipe) -> None:
+def _tell_rows(view: ValidationView, checked: Checked, tokenizer: Any) -> None:
     if checked.rules is not None:
         view.answers = AnswersView(kind=checked.rules.kind, options=checked.rules.options, mix=checked.mix)
     if checked.overlaps is not None:
@@ -157,33 +162,46 @@ def _tell_rows(view: ValidationView, settings: Settings, checked: Checked, recip
     rows = {"labeled": labeled, "unlabeled": checked.pool, "test": checked.test}
     rows |= {"validation": checked.validation} if "validation" in checked.files else {}
     samples = {role: [turns_of(row) for row in found[:SAMPLE_ROWS]] for role, found in rows.items() if found}
-    tokenizer = _tokenizer(settings, view.model) if samples else None
     if labeled:
         view.loss_mask = [segments(turns, tokenizer) for turns in samples["labeled"][:PREVIEW_ROWS]]
-    if samples:
-        _tell_lengths(view, tokenizer, samples, checked, recipe)
-
-
-def _tell_lengths(
-    view: ValidationView,
-    tokenizer: Any,
-    samples: Mapping[str, Sequence[Sequence[Message]]],
-    checked: Checked,
-    recipe: Recipe,
-) -> None:
     if tokenizer is None:
         view.notes.append(f"token lengths need a base model that is a folder with {TOKENIZER} on this machine")
+    elif samples:
+        lengths = {role: lengths_of(_lengths(tokenizer, found)) for role, found in samples.items()}
+        view.token_lengths = {role: Quantiles(**asdict(found)) for role, found in lengths.items()}
+        view.notes.append(
+            f"token lengths are of the text of the first {SAMPLE_ROWS:,} rows at most, without the chat template's "
+            "tokens"
+        )
+
+
+def _tell_estimate(
+    session: Session, view: ValidationView, checked: Checked, recipe: Recipe, entry: BaseModelEntry, tokenizer: Any
+) -> None:
+    """What the job would take; as its worker will expect it, but for files that were not read to their end."""
+    if checked.rules is None or not checked.train:
         return
-    lengths = {role: lengths_of(_lengths(tokenizer, rows)) for role, rows in samples.items()}
-    view.token_lengths = {role: Quantiles(**asdict(found)) for role, found in lengths.items()}
-    view.notes.append(
-        f"token lengths are of the text of the first {SAMPLE_ROWS:,} rows at most, without the chat template's tokens; "
-        "memory and time depend on the workers' machines and are not estimated"
+    samples = {
+        "labeled": checked.train,
+        "unlabeled": checked.pool,
+        "validation": checked.validation,
+        "test": checked.test,
+    }
+    rows = {role: _rows_of(role, view, checked) for role in samples}
+    estimator = Estimator.of(
+        config_of(entry.source, entry.revision),
+        finished_jobs(session, view.model),
+        counting(text_counter(tokenizer)),
+        one_process=False,
     )
-    if "labeled" in lengths and checked.train:
-        share = checked.used["labeled"] / checked.rows["labeled"]
-        rows = round(share * (view.files["labeled"].rows or checked.rows["labeled"]))
-        view.estimate = Estimate(warmup_tokens=training_tokens(lengths["labeled"].mean, rows, recipe.warmup))
+    view.estimate = Estimate.model_validate(estimator.estimate(recipe, checked.rules, rows, samples))
+
+
+def _rows_of(role: str, view: ValidationView, checked: Checked) -> int:
+    """Rows that are used: of a file that was not read to its end as large a share as of its beginning."""
+    used, given = checked.used.get(role, 0), role if role in checked.files else "labeled"
+    told = view.files[given].rows
+    return round(used * told / checked.rows[given]) if told else used
 
 
 def turns_of(row: Example) -> list[Message]:
@@ -225,15 +243,6 @@ def pieces(text: str, ends: Iterable[int]) -> list[str]:
     if start < len(text):
         found[-1:] = ["".join(found[-1:]) + text[start:]]
     return found
-
-
-def _tokenizer(settings: Settings, model: str) -> Any:
-    path = Path(settings.models[model].source) / TOKENIZER
-    if not path.is_file():
-        return None
-    from tokenizers import Tokenizer  # noqa: PLC0415  -- a binary library that only this call needs
-
-    return Tokenizer.from_file(str(path))
 
 
 def _lengths(tokenizer: Any, rows: Sequence[Sequence[Message]]) -> list[int]:

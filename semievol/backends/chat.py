@@ -90,6 +90,12 @@ class Chat:
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         return ids
 
+    def lengths(self, chats: Sequence[Sequence[Message]]) -> list[int]:
+        """Tokens of each chat: up to the end of its last reply, or to where the reply begins that it asks for."""
+        asking = [chat for chat in chats if chat[-1].role != "assistant"]
+        prompts = iter(self.prompts_ids(asking))
+        return [len(self.encode(chat).input_ids if chat[-1].role == "assistant" else next(prompts)) for chat in chats]
+
     def reply_ids(self, reply: str) -> list[int]:
         """Token ids of an assistant's reply, end-of-turn included."""
         encoded = self.encode((Message("user", "x"), Message("assistant", reply)))

@@ -6,6 +6,7 @@ numbers play no part in what is drawn. Rounding does depend on the batch's shape
 the border between two tokens that rounding could decide it is decided by the row computed alone.
 """
 
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,13 @@ def device_of(settings: ModelSettings) -> torch.device:
     if settings.device != "auto":
         return torch.device(settings.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(settings: ModelSettings) -> str:
+    """The device's type, then which one: cpu (x86_64), cuda (NVIDIA H100)."""
+    device = device_of(settings)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{device.type} ({name})"
 
 
 def batch_tokens_of(device: torch.device) -> int:
@@ -100,6 +108,7 @@ class HuggingFaceGenerator:
         limit = getattr(model.config, "max_position_embeddings", None) or max_length
         self.model, self.chat, self.max_length = model, chat, min(max_length, limit)
         self.device = model.device
+        self.prompt_tokens = 0
         self.batch_tokens = batch_tokens if batch_tokens is not None else batch_tokens_of(self.device)
 
     def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
@@ -111,7 +120,7 @@ class HuggingFaceGenerator:
         self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
     ) -> Iterator[tuple[int, list[Response]]]:
         """See `ports.Generator`."""
-        prompts = self.chat.prompts_ids([request.prompt for request in requests])
+        prompts = self._tokenised([request.prompt for request in requests])
         widths = [len(request.seeds) for request in requests]
         for batch in self._batches(prompts, widths, max_new_tokens):
             rows = [place for place, index in enumerate(batch) for _ in requests[index].seeds]
@@ -126,7 +135,7 @@ class HuggingFaceGenerator:
     @torch.inference_mode()
     def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
         """See `ports.Generator`. Only the tokens that tell the options apart are computed."""
-        ids = self.chat.prompts_ids(prompts)
+        ids = self._tokenised(prompts)
         endings = {key: self.chat.distinguishing(key) for key in {tuple(row) for row in options}}
         widths = [1 + sum(len(ending) > 1 for ending in endings[tuple(row)]) for row in options]
         for batch in self._batches(ids, widths, 1):
@@ -134,6 +143,11 @@ class HuggingFaceGenerator:
                 scores = self._scores([ids[index] for index in batch], [endings[tuple(options[i])] for i in batch])
             for index, row in zip(batch, scores, strict=True):
                 yield index, torch.log_softmax(torch.tensor(row, dtype=torch.float64), dim=0).tolist()
+
+    def _tokenised(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        ids = self.chat.prompts_ids(prompts)
+        self.prompt_tokens += sum(map(len, ids))
+        return ids
 
     def _scores(self, prompts: list[list[int]], endings: Sequence[Sequence[list[int]]]) -> list[list[float]]:
         """Log-probability of each row's endings (option tokens) after its prompt, in nats."""

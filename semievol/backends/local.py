@@ -15,18 +15,17 @@ from transformers.utils import logging as transformers_logging
 
 from semievol.backends.chat import Chat
 from semievol.backends.embedders import build_retriever
-from semievol.backends.huggingface import device_of, dtype_of, open_generator
+from semievol.backends.huggingface import device_name, dtype_of, open_generator
 from semievol.backends.training import LoraTrainer
 from semievol.backends.vllm import VllmGenerator, knows, open_vllm, vllm_version
 from semievol.backends.vllm import is_installed as vllm_installed
 from semievol.errors import EngineDied, ModelError
 from semievol.memory import Halvings
 from semievol.ports import Checkpoints, Generator, Progress, Purpose, Retriever, Trainer, no_progress
-from semievol.recipe import Recipe
+from semievol.prompts import Prompt
+from semievol.recipe import FEW_ROWS, Recipe
 
 _log = logging.getLogger(__name__)
-FEW_ROWS = 2000
-"""Fewer are answered sooner by transformers, which loads in seconds, than vLLM starts."""
 
 
 class LocalBackend:
@@ -42,6 +41,11 @@ class LocalBackend:
         self.halvings = halvings or Halvings()
         transformers_logging.disable_progress_bar()  # the run shows its own
         self.chat = Chat.load(model, recipe.model.revision)
+        self.device = device_name(recipe.model)
+
+    def lengths(self, chats: Sequence[Prompt]) -> list[int]:
+        """See `ports.Backend`."""
+        return self.chat.lengths(chats)
 
     def generator(self, adapter: Path | None, purpose: Purpose, rows: int) -> AbstractContextManager[Generator]:
         """See `ports.Backend`."""
@@ -79,10 +83,8 @@ class LocalBackend:
         versions = {package: version(package) for package in packages}
         if vllm_installed():
             versions["vllm"] = vllm_version()
-        device = device_of(self.recipe.model)
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         return {
-            "device": f"{device.type} ({name})",
+            "device": self.device,
             "dtype": str(dtype_of(self.recipe.model)).removeprefix("torch."),
             "threads": str(torch.get_num_threads()),
             "python": platform.python_version(),

@@ -143,6 +143,7 @@ class VllmGenerator:
         self.sequences: int = start.engine["max_num_seqs"]
         self.stop = tuple(sorted(chat.stop_ids))
         self.last: End | None = None
+        self.prompt_tokens = 0
         self._process: _Process | None = None
 
     def load(self) -> None:
@@ -212,7 +213,9 @@ class VllmGenerator:
         order = prefix_order(prompts)
         for start in range(0, len(order), TOKENISED_AT_ONCE):
             some = order[start : start + TOKENISED_AT_ONCE]
-            yield from zip(some, self.chat.prompts_ids([prompts[index] for index in some]), strict=True)
+            ids = self.chat.prompts_ids([prompts[index] for index in some])
+            self.prompt_tokens += sum(map(len, ids))
+            yield from zip(some, ids, strict=True)
 
     def _run(self, queries: Callable[[], Iterator[list[Query]]]) -> Iterator[Written]:
         """What the engine writes, each once. If it dies, all is asked again in a fresh process, once."""

@@ -1,9 +1,7 @@
-"""Lengths in tokens, and what a training reads in all. Pure; the service shows them too."""
+"""Lengths in tokens. Pure; the service shows them too."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from semievol.recipe import TrainingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +25,3 @@ def lengths_of(counts: Sequence[int]) -> Lengths:
 
     mean = round(sum(ordered) / len(ordered), 2)
     return Lengths(len(ordered), at(0.5), at(0.9), at(0.99), ordered[-1], mean)
-
-
-def training_tokens(mean_length: float, rows: int, settings: TrainingSettings) -> int:
-    """Tokens that a training over so many rows reads, padding aside."""
-    seen = settings.steps * settings.batch_size if settings.steps else rows * settings.epochs
-    return round(mean_length * seen)

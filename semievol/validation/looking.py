@@ -5,24 +5,21 @@ Needs the model's tokenizer and configuration, never its weights, and downloads 
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from statistics import fmean
 from typing import Any
 
 from semievol.answers import Answers
 from semievol.backends.chat import Chat, position_limit
 from semievol.backends.embedders import build_retriever, is_at_hand
-from semievol.evaluation import reply_limit
+from semievol.backends.huggingface import device_name
+from semievol.estimates.history import History
 from semievol.examples import Example
-from semievol.generation import collaborator_count, reply_room, scores_options
 from semievol.overlaps import LINES_TOLD
 from semievol.ports import no_progress
-from semievol.prompts import Message, Prompt, question_of, with_worked_examples
+from semievol.prompts import Message, Prompt, question_of
 from semievol.recipe import Recipe
+from semievol.replies import reply_limit, reply_room
 from semievol.validation.checking import SAMPLE_ROWS, Checked
-from semievol.validation.lengths import lengths_of, training_tokens
-
-PROMPT_SAMPLE_ROWS = 200
-"""Unlabeled rows whose prompts are measured with worked examples in them."""
+from semievol.validation.lengths import lengths_of
 
 
 def look(model: str, recipe: Recipe, checked: Checked) -> dict[str, Any]:
@@ -37,8 +34,22 @@ def look(model: str, recipe: Recipe, checked: Checked) -> dict[str, Any]:
         "too_long": rows.too_long(),
         "loss_mask": rows.loss_mask(),
         "worked_examples": worked_examples(model, recipe, chat, checked),
-        "estimate": rows.estimate(),
+        "estimate": estimate(model, recipe, chat, checked) if checked.train else None,
     }
+
+
+def estimate(model: str, recipe: Recipe, chat: Chat, checked: Checked) -> dict[str, Any]:
+    """What a run would take, as a run itself expects it."""
+    assert checked.rules is not None, "files are checked first"
+    history = History.of(model, recipe.model, device_name(recipe.model))
+    samples = {
+        "labeled": checked.train,
+        "unlabeled": checked.pool,
+        "validation": checked.validation,
+        "test": checked.test,
+    }
+    rows = {role: checked.used.get(role, 0) for role in samples}
+    return history.estimator(chat.lengths).estimate(recipe, checked.rules, rows, samples)
 
 
 class _Rows:
@@ -48,7 +59,6 @@ class _Rows:
         self.chat, self.recipe, self.limit, self.checked, self.rules = chat, recipe, limit, checked, rules
         self.train = checked.train[:SAMPLE_ROWS]
         encoded = [chat.encode(_chat_of(row)) for row in self.train]
-        self.trained = [sum(label != -100 for label in one.labels) for one in encoded]
         self.asked = {"unlabeled": checked.pool, "validation": checked.validation, "test": checked.test}
         self.asked = {role: rows[:SAMPLE_ROWS] for role, rows in self.asked.items()}
         prompts = {role: [row.prompt for row in rows] for role, rows in self.asked.items()}
@@ -80,38 +90,6 @@ class _Rows:
             return None
         pieces = self.chat.pieces(_chat_of(self.train[0]))
         return {"line": self.train[0].line, "tokens": [list(piece) for piece in pieces]}
-
-    def estimate(self) -> dict[str, int] | None:
-        """Tokens that the warm-up and a round read and write, roughly; None where there is nothing to go by."""
-        if not self.train:
-            return None
-        most, rows = self.recipe.model.max_length, self.checked.used["labeled"]
-        length = fmean(min(length, most) for length in self.lengths["labeled"])
-        told = {"warmup": training_tokens(length, rows, self.recipe.warmup)}
-        if not self.lengths["unlabeled"]:
-            return told
-        pool, selection = self.checked.used["unlabeled"], self.recipe.selection
-        accepted = pool if selection.rule == "all" else round(selection.theta * pool)
-        pseudo = min(most, fmean(self.lengths["unlabeled"]) + fmean(self.trained))
-        mixed = (rows * length + accepted * pseudo) / (rows + accepted)
-        evolution = training_tokens(mixed, rows + accepted, self.recipe.evolution)
-        return told | self._generation(pool) | {"accepted": accepted, "evolution": evolution}
-
-    def _generation(self, pool: int) -> dict[str, int]:
-        """`pool` rows with worked examples in their prompts, any that are as long as those that would be found."""
-        settings, k = self.recipe.generation, self.recipe.propagation.k
-        shows = self.recipe.propagation.in_context
-        pairs = [(question_of(row.prompt), row.labeled_reply) for row in self.train]
-        sample = self.asked["unlabeled"][:PROMPT_SAMPLE_ROWS]
-        prompts = [
-            with_worked_examples(row.prompt, [pairs[(place + i) % len(pairs)] for i in range(k)] if shows else [])
-            for place, row in enumerate(sample)
-        ]
-        collaborators = collaborator_count(settings)
-        asks = collaborators if shows and settings.worked_examples == "varied" else 1
-        read = fmean(min(length, self.limit) for length in self._measure(prompts))
-        written = 0 if scores_options(self.rules, settings) else collaborators * settings.max_new_tokens
-        return {"generation_read": round(read * pool * asks), "generation_written": written * pool}
 
 
 def worked_examples(model: str, recipe: Recipe, chat: Chat, checked: Checked) -> dict[str, Any]:

@@ -184,15 +184,19 @@ def _estimate(found: Findings, console: Console) -> None:
     told = found["estimate"]
     if told is None:
         return
-    _title(console, "About how many tokens a run takes")
-    rows = [("Fine-tune on the labels (SFT)", f"{told['warmup']:,}", "")]
-    if "evolution" in told:
-        rows.append(("Read the unlabeled rows, worked examples included", f"{told['generation_read']:,}", "a round"))
-        if told["generation_written"]:
-            rows.append(("Write answers, at most", f"{told['generation_written']:,}", "a round"))
-        accepted = count(told["accepted"], "pseudo-label")
-        rows.append((f"Fine-tune on labels and about {accepted}", f"{told['evolution']:,}", "a round"))
-    _table(console, ("", "Tokens", ""), rows)
+    _title(console, "What a run takes")
+    _say(console, wording.foretold(told))
+    rows = [
+        (wording.stage_label(stage), f"{one['tokens']:,}" if one["tokens"] else "", _expected(one["seconds"]))
+        for stage, one in told["stages"].items()
+    ]
+    _table(console, ("", "Tokens", "Time"), rows)
+    if found["recipe"]["rounds"] > 2 and "unlabeled" in found["files"]:
+        _say(console, "From the third on a round may not be needed: each counts half of the one before.", "dim")
+
+
+def _expected(seconds: float | None) -> str:
+    return "" if seconds is None else wording.duration(seconds)
 
 
 def _settings(found: Findings, console: Console, *, full: bool) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import event, func, select, update
 from tokenizers import Tokenizer
 
 from api.services.validation import pieces, segments
+from semievol.estimates.estimate import FRAME_TOKENS
 from semievol.prompts import Message
 from semievol.recipe import MODEL_RECIPE
 from store.models import File, Job, Project, Request, Unit
@@ -21,6 +22,7 @@ from tests.api.service import PROJECT, Server, Service, make_settings, open_serv
 pytestmark = pytest.mark.slow
 
 JOBS = "/v1/fine_tuning/jobs"
+DEMO = Path(__file__).parents[2] / "demo" / "base"
 
 
 class RecordingBell:
@@ -639,11 +641,68 @@ def test_validation_measures_with_the_models_tokenizer(service: Service, tmp_pat
     lengths = told["token_lengths"]["labeled"]
     assert lengths["rows"] == 10
     assert 1 <= lengths["p50"] <= lengths["p90"] <= lengths["p99"] <= lengths["max"]
-    assert told["estimate"]["warmup_tokens"] == round(lengths["mean"] * 9 * 3)  # one of the ten rows is held out
+    framed = lengths["mean"] + 2 * FRAME_TOKENS
+    # One of the ten rows is held out, and the sample's mean is that of the nine but for it.
+    assert told["estimate"]["stages"]["warm-up"]["tokens"] == pytest.approx(framed * 9 * 3, rel=0.2)
     question, reply = told["loss_mask"][1]
     assert "".join(question["tokens"]) == question["text"] == "word word "
     assert len(question["tokens"]) > 1
     assert reply["tokens"] == ["x"]
+
+
+def finished(service: Service, request: dict[str, Any], seconds: float, status: str = "succeeded") -> None:
+    """A job that ended so, each stage of which took so long."""
+    answer = service.client.post(JOBS, json=request, headers={"Idempotency-Key": f"{seconds} {status}"})
+    job_id = answer.json()["id"]
+    rows.start_job(service, job_id)
+    answers = {"kind": "choice", "options": ["x", "y"], "tolerance": 0.01, "bare": True}
+    counts = {"labeled": 9, "unlabeled": 0, "validation": 1, "test": 0}
+    rows.commit_stage(service, job_id, "prepare", facts={"answers": answers, "rows": counts}, seconds=0.1)
+    told = {"prompt_tokens": 10, "tokens": 2, "engine": "huggingface"}
+    for name in ("base", "warm-up-validation", "sft-test"):
+        rows.commit_stage(service, job_id, name, facts=told, seconds=seconds)
+    trained = {"steps": 4, "rows": 9, "tokens": 90}
+    rows.commit_stage(service, job_id, "warm-up", facts=trained, seconds=seconds)
+    rows.finish_job(service, job_id, status)
+
+
+def test_estimates_learn_from_the_jobs_that_finished(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "tiny" / "config.json").write_text((DEMO / "config.json").read_text())
+    labeled = rows.add_file(service, content=chats("abcdefghij", "xyxyxyxyxy"))
+    request = {"model": "tiny", "training_file": labeled, "method": {"type": "supervised"}, "seed": 1}
+
+    def estimate() -> dict[str, Any]:
+        told: dict[str, Any] = service.client.post(f"{JOBS}/validate", json=request).json()["estimate"]
+        return told
+
+    before = estimate()
+    assert (before["learned_from"], [*before["stages"]]) == (
+        0,
+        ["prepare", "base", "warm-up", "warm-up-validation", "sft-test"],
+    )
+    finished(service, request, 1000.0, "failed")
+    assert estimate() == before
+    for number in range(3):
+        finished(service, request, 500.0 + number)
+    after = estimate()
+    assert after["learned_from"] == 3
+    assert after["seconds"] > 100 * before["seconds"]
+    assert after["stages"]["base"]["seconds"] == pytest.approx(500, rel=0.5)
+    assert after["tokens"] == before["tokens"]
+    assert after["gpu_memory_bytes"] == before["gpu_memory_bytes"] > 1024**3
+    with service.database.write() as session:  # a stage that began anew took longer than its last attempt
+        session.execute(update(Unit).values(attempts=2))
+    assert estimate()["learned_from"] == 0
+
+
+def test_jobs_of_earlier_versions_are_no_trouble_to_an_estimate(service: Service) -> None:
+    labeled = rows.add_file(service, content=chats("abcdefghij", "xyxyxyxyxy"))
+    request = {"model": "tiny", "training_file": labeled, "method": {"type": "supervised"}, "seed": 1}
+    finished(service, request, 5.0)
+    with service.database.write() as session:
+        session.execute(update(Job).values(recipe={"of": "old"}))
+    told = service.client.post(f"{JOBS}/validate", json=request).json()["estimate"]
+    assert (told["learned_from"], told["seconds"], told["gpu_memory_bytes"]) == (0, None, None)
 
 
 @pytest.mark.parametrize("text", ["", " two  words \n", "naïve 🐈‍⬛ 漢字 \u0301\u200b"])

@@ -1,7 +1,7 @@
 // Starting a job: files, base model, settings, and at once what the service reads in them.
 
 import { get, post, upload } from "../api.js";
-import { bytes, count, percent } from "../format.js";
+import { bytes, count, percent, roughly } from "../format.js";
 import { go } from "../navigation.js";
 import { Failure, Loading, Problems, Progress, Title, useAction, useAnswer, useStill } from "../parts.js";
 import { html, useEffect, useMemo, useRef, useState } from "../vendor.js";
@@ -241,7 +241,7 @@ function Checked({ told, unlabeled }) {
       <div>
         ${told.answers && html`<h3>Answers</h3><p>${kind(told.answers)}</p>${Object.keys(told.answers.mix).length > 0 && html`<${Mix} mix=${told.answers.mix} />`}`}
         ${told.token_lengths && html`<h3>Lengths in tokens</h3><${Lengths} lengths=${told.token_lengths} />`}
-        ${told.estimate && html`<p class="small">The first training reads about ${count(told.estimate.warmup_tokens, "token")}.</p>`}
+        ${told.estimate && html`<${Expected} estimate=${told.estimate} />`}
         ${told.overlaps && html`<${Overlaps} overlaps=${told.overlaps} />`}
         ${told.notes.map((note) => html`<p class="small soft">${note}</p>`)}
       </div>
@@ -266,6 +266,15 @@ function Mix({ mix }) {
 function Lengths({ lengths }) {
   return html`<div class="scroll" tabindex="0" role="region" aria-label="Lengths in tokens"><table class="small"><thead><tr><th scope="col">File</th><th scope="col" class="num">Half</th><th scope="col" class="num">90 %</th><th scope="col" class="num">99 %</th><th scope="col" class="num">Longest</th></tr></thead>
     <tbody>${Object.entries(lengths).map(([role, one]) => html`<tr><th scope="row">${role}</th><td class="num">${count(one.p50)}</td><td class="num">${count(one.p90)}</td><td class="num">${count(one.p99)}</td><td class="num">${count(one.max)}</td></tr>`)}</tbody></table></div>`;
+}
+
+/** What the job would take, in the words of the command line (semievol/wording.py). */
+function Expected({ estimate: { seconds, tokens, gpu_memory_bytes, gpu_memory_share, learned_from } }) {
+  const total = tokens.trained + tokens.prompts + tokens.replies;
+  const parts = [seconds !== null && `about ${roughly(seconds)} of work`, count(total, "token"), gpu_memory_bytes !== null && `${bytes(gpu_memory_bytes)} of GPU memory`].filter(Boolean);
+  const why = seconds === null ? "The time is not known: no job of this base model has finished here, and its size is not at hand." : learned_from ? `The time was learned from ${count(learned_from, "finished job")} of this base model.` : "The time is a guess from the model's size: no job of this base model has finished here.";
+  return html`<h3>What it takes</h3><p>Expected: ${parts.slice(0, -1).join(", ")}${parts.length > 1 && " and "}${parts.at(-1)}.</p>
+    <p class="small soft">${why} Waiting for a worker comes on top.${gpu_memory_share !== null && ` vLLM takes ${Math.round(100 * gpu_memory_share)} % of the GPU's memory whatever it needs.`}</p>`;
 }
 
 function Overlaps({ overlaps }) {

@@ -1,0 +1,62 @@
+"""GPU memory that a job takes at its peak, in bytes.
+
+Counted: the weights in their number format; while training the adapter (fp32) with gradient and AdamW's two moments,
+what the backward pass keeps of one micro-batch of rows as long as the longest, and its logits where replies are; while
+generating with transformers the keys and values of one batch; and `RUNTIME_BYTES`. Not counted: fragments of the
+allocator, the retrieval model, and what else runs on the GPU. vLLM takes its share of the GPU whatever the job needs.
+"""
+
+from semievol.estimates.sizes import ModelSize
+from semievol.estimates.work import Shape
+from semievol.recipe import Recipe, TrainingSettings
+
+RUNTIME_BYTES = 1024**3
+"""CUDA's context and the libraries' workspaces, roughly."""
+BATCH_TOKENS = 131_072
+"""Tokens (rows times padded length) that transformers holds at once on a GPU."""
+_WEIGHT_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
+_ADAPTER_BYTES = 16
+"""Of each weight of an adapter: itself, its gradient and two moments, four bytes each."""
+_LOGIT_BYTES = 12
+"""Of each logit: in fp32, its logarithm's gradient, and the copy that cross-entropy takes."""
+
+
+def peak_bytes(size: ModelSize, recipe: Recipe, shape: Shape) -> int:
+    """The most that any stage takes."""
+    weights = size.parameters * _WEIGHT_BYTES[recipe.model.dtype]
+    stages = [_training(size, settings, recipe, shape) for settings in _trainings(recipe, shape)]
+    return RUNTIME_BYTES + weights + max([*stages, _generation(size, recipe, shape)])
+
+
+def _trainings(recipe: Recipe, shape: Shape) -> list[TrainingSettings]:
+    return [recipe.warmup, recipe.evolution] if shape.rows["unlabeled"] else [recipe.warmup]
+
+
+def _training(size: ModelSize, settings: TrainingSettings, recipe: Recipe, shape: Shape) -> int:
+    rows = settings.micro_batch_size or settings.batch_size
+    tokens = rows * min(shape.longest, recipe.model.max_length)
+    logits = rows * (shape.longest_reply + 1) * size.vocabulary * _LOGIT_BYTES
+    block = _kept_of_a_block(size) * _WEIGHT_BYTES[recipe.model.dtype]
+    kept = block * size.layers
+    if settings.gradient_checkpointing:  # the input of each block, and one block that is computed again
+        kept = block + size.layers * size.hidden * _WEIGHT_BYTES[recipe.model.dtype]
+    return size.adapter_parameters(settings.lora) * _ADAPTER_BYTES + tokens * kept + logits
+
+
+def _kept_of_a_block(size: ModelSize) -> int:
+    """Numbers of a token that the backward pass needs of a block: the norms' fp32 copies count as two each.
+
+    PEFT gives each adapted matrix its own copy of the input, in the adapter's fp32.
+    """
+    norms = 6 * size.hidden
+    inputs = 2 * size.hidden + size.query + size.intermediate
+    copies = 2 * sum(width for width, _ in size.matrices.values())
+    attention = 2 * size.query + 2 * size.value
+    return norms + inputs + copies + attention + 3 * size.intermediate
+
+
+def _generation(size: ModelSize, recipe: Recipe, shape: Shape) -> int:
+    """Keys and values of a batch that is as full as it gets."""
+    longest = recipe.model.max_length
+    tokens = min(BATCH_TOKENS, longest * max(shape.rows.values()) * recipe.generation.n)
+    return tokens * 2 * size.layers * size.value * _WEIGHT_BYTES[recipe.model.dtype]
