@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from semievol import cli, page, wording
 from semievol.answers import Answers
 from semievol.backends.chat import Chat
+from semievol.backends.training import LoraTrainer
 from semievol.estimates.costs import Costs, guess, seconds
 from semievol.estimates.estimate import BYTES_PER_TOKEN, FRAME_TOKENS, Estimator, compared, counting
 from semievol.estimates.history import History
-from semievol.estimates.memory import RUNTIME_BYTES, peak_bytes
+from semievol.estimates.memory import RUNTIME_BYTES, kept_of_a_block, peak_bytes
 from semievol.estimates.sizes import ModelSize
 from semievol.estimates.work import Done, Shape, Work, as_plain, expected, observed, plain_jobs, tokens_of
 from semievol.examples import Example
@@ -22,7 +25,7 @@ from semievol.fakes import FakeBackend, FakeObserver
 from semievol.model_files import config_of, text_counter, tokenizer_of
 from semievol.pipeline import run
 from semievol.prompts import Message
-from semievol.recipe import Recipe
+from semievol.recipe import LoraSettings, ModelSettings, Recipe, TrainingSettings
 from tests.demo_model import BASE as BASE_NAME
 from tests.reports import CASES, job_over
 from tests.test_cli import LABELS
@@ -102,6 +105,12 @@ def test_generation_reads_what_is_shown() -> None:
     assert shown["round-1/generate"].read == pytest.approx(1000 * (0.25 * 1 + 0.75 * 2) * (45 + 2 * 30))
     shared = works(generation={"disagreement": "majority", "worked_examples": "shared"}, propagation={"k": 2})
     assert shared["round-1/generate"].read == 1000 * (45 + 2 * 30)
+    alike = works(generation={"worked_examples": "shared"}, propagation={"k": 2})  # nobody can differ
+    assert alike["round-1/generate"] == shared["round-1/generate"]
+    alone = works(generation={"collaboration": False}, propagation={"k": 3})
+    assert alone["round-1/generate"].read == pytest.approx(1000 * (45 + 3 * 30))
+    justified = works(replace(SHAPE, scored=False), generation={"worked_examples": "shared"}, propagation={"k": 2})
+    assert justified["round-1/generate"].read > shared["round-1/generate"].read
     sampled = works(replace(SHAPE, scored=False), generation={"n": 3, "disagreement": "majority"})["round-1/generate"]
     assert (sampled.kind, sampled.written) == ("sample", 1000 * 3 * 5)
     few = works(generation={"disagreement": "majority", "n": 64}, propagation={"k": 3}, model={"max_length": 64})
@@ -229,6 +238,28 @@ def test_memory_counts_weights_and_what_a_micro_batch_leaves() -> None:
     assert peak(warmup={"batch_size": 64}) > peak(warmup=checkpointed) > RUNTIME_BYTES + weights
     assert peak(warmup={"batch_size": 64, "micro_batch_size": 8}) < peak(warmup={"batch_size": 64})
     assert peak(evolution={"batch_size": 512}) > peak()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(dropout: float) -> None:
+    """In bf16 under autocast, as on a GPU; the weights themselves aside."""
+    settings = TrainingSettings(lora=LoraSettings(dropout=dropout))
+    trainer = LoraTrainer(str(BASE), ModelSettings(device="cpu", dtype="bfloat16"), Chat.load(str(BASE), None))
+    model = trainer._adapted(settings, None).train()
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def note(saved: Tensor) -> Tensor:
+        kept[saved.untyped_storage().data_ptr()] = saved
+        return saved
+
+    tokens = torch.randint(5, 4000, (8, 64))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved), torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=tokens, attention_mask=torch.ones_like(tokens), logits_to_keep=1)
+    taken = sum(saved.untyped_storage().nbytes() for place, saved in kept.items() if place not in weights)
+    size = ModelSize.of(config_of(str(BASE), None))
+    assert size is not None
+    assert 2 * kept_of_a_block(size, settings.lora) * size.layers * tokens.numel() == pytest.approx(taken, rel=0.2)
 
 
 def test_adapters_are_counted_by_their_targets() -> None:

@@ -182,7 +182,8 @@ class _Expected:
         if settings.early_stop and not self.shape.scored:
             answers = max(min(2.0, answers), STOPPED_EARLY * answers)
         asks = self._prompts_of_a_row(answers, shown) if settings.worked_examples == "varied" else 1.0
-        justified = DIFFERING if settings.collaboration and settings.disagreement == "justify" else 0.0
+        differ = settings.collaboration and (asks > 1 or not self.shape.scored)  # one prompt has one score
+        justified = DIFFERING if differ and settings.disagreement == "justify" else 0.0
         read = rows * (asks * prompt + justified * (prompt + CANDIDATE_TOKENS))
         written = 0.0 if self.shape.scored else rows * (answers + justified) * self.shape.reply
         shards = 1 if self.one_process else math.ceil(rows / settings.shard_size)
