@@ -3,7 +3,7 @@
     python -m benchmarks [NAME ...] [--output DIR] [--fpb FOLDER]
 
 Finished parts are kept under --output, so a run that was stopped goes on. All accuracy tables together take hours of
-CPU time; `generation` and `service` take minutes.
+CPU time; `generation`, `estimates` and `service` take minutes.
 """
 
 import argparse
@@ -29,6 +29,7 @@ TITLES = {
     "clinic": "Clinical notes to departments (48 labels), settings of the demo",
     "fpb": "Financial PhraseBank, settings of the demo but for the number of steps",
     "generation": "Rows per second of generation",
+    "estimates": "Estimates of time and tokens",
     "service": "The service",
 }
 
@@ -67,7 +68,7 @@ def main() -> None:
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(TITLES)}")
     for name in arguments.names or TITLES:
         print(f"\n## {TITLES[name]}\n", flush=True)
-        if name in {"generation", "service"}:
+        if name in {"generation", "estimates", "service"}:
             run(f"benchmarks.{name}")
             continue
         if name == "fpb" and arguments.fpb is None:
