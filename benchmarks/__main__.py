@@ -35,6 +35,7 @@ TITLES = {
     "training": "Tokens per second of training",
     "published": "The schedule of the published pipeline",
     "scale": "Many rows",
+    "estimates": "Estimates of time and tokens",
     "service": "The service",
     "workers": "More workers",
     "first_token": "From a posted job to its first token",

@@ -44,6 +44,6 @@ def finished_jobs(session: Session, model: str) -> list[list[Done]]:
 
 def _job(recipe: dict[str, Any], stages: dict[str, tuple[dict[str, Any], float]]) -> list[Done]:
     try:
-        return observed(stages, Recipe.model_validate(recipe), one_process=False)
+        return observed(stages, Recipe.model_validate(recipe))
     except ValidationError:  # an earlier version had settings that this one has not
         return []

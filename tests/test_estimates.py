@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from semievol import cli, page, wording
 from semievol.answers import Answers
 from semievol.backends.chat import Chat
+from semievol.backends.training import LoraTrainer
 from semievol.estimates.costs import Costs, guess, seconds
 from semievol.estimates.estimate import BYTES_PER_TOKEN, FRAME_TOKENS, Estimator, compared, counting
 from semievol.estimates.history import History
-from semievol.estimates.memory import RUNTIME_BYTES, peak_bytes
+from semievol.estimates.memory import RUNTIME_BYTES, kept_of_a_block, peak_bytes
 from semievol.estimates.sizes import ModelSize
 from semievol.estimates.work import Done, Shape, Work, as_plain, expected, observed, plain_jobs, tokens_of
 from semievol.examples import Example
@@ -22,7 +25,7 @@ from semievol.fakes import FakeBackend, FakeObserver
 from semievol.model_files import config_of, text_counter, tokenizer_of
 from semievol.pipeline import run
 from semievol.prompts import Message
-from semievol.recipe import Recipe
+from semievol.recipe import LoraSettings, ModelSettings, Recipe, TrainingSettings
 from tests.demo_model import BASE as BASE_NAME
 from tests.reports import CASES, job_over
 from tests.test_cli import LABELS
@@ -52,8 +55,8 @@ SHAPE = Shape(
 )
 
 
-def works(shape: Shape = SHAPE, *, vllm: bool = False, one_process: bool = True, **layer: Any) -> dict[str, Work]:
-    found = expected(shape, Recipe.resolve(layer), vllm=vllm, one_process=one_process)
+def works(shape: Shape = SHAPE, *, vllm: bool = False, **layer: Any) -> dict[str, Work]:
+    found = expected(shape, Recipe.resolve(layer), vllm=vllm)
     return {work.stage: work for work in found}
 
 
@@ -102,6 +105,12 @@ def test_generation_reads_what_is_shown() -> None:
     assert shown["round-1/generate"].read == pytest.approx(1000 * (0.25 * 1 + 0.75 * 2) * (45 + 2 * 30))
     shared = works(generation={"disagreement": "majority", "worked_examples": "shared"}, propagation={"k": 2})
     assert shared["round-1/generate"].read == 1000 * (45 + 2 * 30)
+    alike = works(generation={"worked_examples": "shared"}, propagation={"k": 2})  # nobody can differ
+    assert alike["round-1/generate"] == shared["round-1/generate"]
+    alone = works(generation={"collaboration": False}, propagation={"k": 3})
+    assert alone["round-1/generate"].read == pytest.approx(1000 * (45 + 3 * 30))
+    justified = works(replace(SHAPE, scored=False), generation={"worked_examples": "shared"}, propagation={"k": 2})
+    assert justified["round-1/generate"].read > shared["round-1/generate"].read
     sampled = works(replace(SHAPE, scored=False), generation={"n": 3, "disagreement": "majority"})["round-1/generate"]
     assert (sampled.kind, sampled.written) == ("sample", 1000 * 3 * 5)
     few = works(generation={"disagreement": "majority", "n": 64}, propagation={"k": 3}, model={"max_length": 64})
@@ -122,7 +131,6 @@ def test_engines_and_starts_follow_recipe_and_place() -> None:
     assert works(vllm=True)["round-1/generate"].kind == "score"
     assert works(engine={"name": "vllm"})["round-1/generate"].kind == "vllm score"
     assert works(vllm=True, engine={"name": "vllm"})["base"].kind == "evaluate"
-    assert works(one_process=False)["round-1/generate"].starts == 2
 
 
 @pytest.mark.parametrize("case", ["hostile", "supervised", "several_rounds"])
@@ -131,7 +139,7 @@ def test_work_is_observed_in_what_stages_leave(tmp_path: Path, case: str) -> Non
     recipe = Recipe.model_validate(report["recipe"])
     manifests = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("manifest.json")]
     stages = {one["stage"]: (one["facts"], one["seconds"]) for one in manifests}
-    found = {done.work.stage: done.work for done in observed(stages, recipe, one_process=True)}
+    found = {done.work.stage: done.work for done in observed(stages, recipe)}
     assert {*found} == {path.removesuffix("-00000") for path in stages if path != "publish"}
     facts = stages["warm-up"][0]
     assert found["warm-up"].read == facts["tokens"] * facts["steps"] / -(-facts["rows"] // recipe.warmup.batch_size)
@@ -139,15 +147,13 @@ def test_work_is_observed_in_what_stages_leave(tmp_path: Path, case: str) -> Non
     assert tokens_of(found.values()).replies == sum(one[0]["tokens"] for one in stages.values() if "accuracy" in one[0])
 
 
-def test_shards_of_one_process_are_one_stage_and_others_are_not(tmp_path: Path) -> None:
+def test_shards_of_a_round_are_one_stage_with_one_start(tmp_path: Path) -> None:
     job = job_over(tmp_path / "job", LABELS, generation={"shard_size": 10})
     run(job, FakeBackend(), tmp_path / "out", FakeObserver())
     manifests = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("manifest.json")]
     stages = {one["stage"]: (one["facts"], 2.0) for one in manifests}
     shards = [facts["prompt_tokens"] for name, (facts, _) in stages.items() if "/generate-" in name]
-    apart = [done for done in observed(stages, job.recipe, one_process=False) if "/generate" in done.work.stage]
-    assert sorted(done.work.read for done in apart) == sorted(shards)
-    [together] = [done for done in observed(stages, job.recipe, one_process=True) if "/generate" in done.work.stage]
+    [together] = [done for done in observed(stages, job.recipe) if "/generate" in done.work.stage]
     assert (len(shards), together.seconds, together.work.starts) == (2, 4.0, 1)
     assert together.work.read == sum(shards)
 
@@ -156,10 +162,8 @@ def test_stages_that_an_earlier_version_left_are_passed_over() -> None:
     answers = {"kind": "text", "options": None, "tolerance": 0.01, "bare": False}
     prepared = ({"answers": answers, "rows": {"labeled": 5}}, 1.0)
     old: dict[str, Any] = {"base": ({"accuracy": {}, "engine": "huggingface"}, 9.0), "export": ({}, 1.0)}
-    assert [done.work.stage for done in observed({"prepare": prepared} | old, Recipe(), one_process=True)] == [
-        "prepare"
-    ]
-    assert observed(old, Recipe(), one_process=True) == []
+    assert [done.work.stage for done in observed({"prepare": prepared} | old, Recipe())] == ["prepare"]
+    assert observed(old, Recipe()) == []
 
 
 # --- costs ------------------------------------------------------------------------------------------------------------
@@ -231,6 +235,28 @@ def test_memory_counts_weights_and_what_a_micro_batch_leaves() -> None:
     assert peak(evolution={"batch_size": 512}) > peak()
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(dropout: float) -> None:
+    """In bf16 under autocast, as on a GPU; the weights themselves aside."""
+    settings = TrainingSettings(lora=LoraSettings(dropout=dropout))
+    trainer = LoraTrainer(str(BASE), ModelSettings(device="cpu", dtype="bfloat16"), Chat.load(str(BASE), None))
+    model = trainer._adapted(settings, None).train()
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def note(saved: Tensor) -> Tensor:
+        kept[saved.untyped_storage().data_ptr()] = saved
+        return saved
+
+    tokens = torch.randint(5, 4000, (8, 64))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved), torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=tokens, attention_mask=torch.ones_like(tokens), logits_to_keep=1)
+    taken = sum(saved.untyped_storage().nbytes() for place, saved in kept.items() if place not in weights)
+    size = ModelSize.of(config_of(str(BASE), None))
+    assert size is not None
+    assert 2 * kept_of_a_block(size, settings.lora) * size.layers * tokens.numel() == pytest.approx(taken, rel=0.2)
+
+
 def test_adapters_are_counted_by_their_targets() -> None:
     assert SIZE is not None
     lora = Recipe().warmup.lora
@@ -252,7 +278,7 @@ def rows(*pairs: tuple[str, str]) -> list[Example]:
 def estimated(jobs: list[list[Done]], config: dict[str, Any] = QWEN, **layer: Any) -> dict[str, Any]:
     labeled = rows(("word " * 10, "yes"), ("word " * 20, "no"))
     counts = {"labeled": 2, "unlabeled": 0, "validation": 2, "test": 0}
-    estimator = Estimator.of(config, jobs, counting(None), one_process=True)
+    estimator = Estimator.of(config, jobs, counting(None))
     rules = Answers("choice", ("no", "yes"))
     return estimator.estimate(Recipe.resolve(layer), rules, counts, {"labeled": labeled, "validation": labeled})
 
@@ -284,7 +310,7 @@ def test_a_model_without_files_has_neither_size_nor_tokenizer(name: str) -> None
 
 def test_what_came_of_it_stands_beside_the_estimate(tmp_path: Path) -> None:
     job = job_over(tmp_path, LABELS)
-    estimator = Estimator.of(QWEN, [], FakeBackend().lengths, one_process=True)
+    estimator = Estimator.of(QWEN, [], FakeBackend().lengths)
     report = run(replace(job, estimator=estimator), FakeBackend(), tmp_path / "out", FakeObserver())
     told = report["estimate"]
     assert told["learned_from"] == 0

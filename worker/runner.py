@@ -146,7 +146,7 @@ class Runner:
         """As the service's validation has one: it counts tokens by the text, as no engine is loaded for this unit."""
         count = counting(text_counter(tokenizer_of(self.spec.model, self.spec.revision)))
         config = config_of(self.spec.model, self.spec.revision)
-        return Estimator.of(config, plain_jobs(self.spec.measured), count, one_process=False)
+        return Estimator.of(config, plain_jobs(self.spec.measured), count)
 
     def _backend(self, job: Job) -> Backend:
         self.pipe.tell("loading")

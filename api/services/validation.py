@@ -192,7 +192,6 @@ def _tell_estimate(
         config_of(entry.source, entry.revision),
         finished_jobs(session, view.model),
         counting(text_counter(tokenizer)),
-        one_process=False,
     )
     view.estimate = Estimate.model_validate(estimator.estimate(recipe, checked.rules, rows, samples))
 

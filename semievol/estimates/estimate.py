@@ -39,12 +39,11 @@ def counting(text_tokens: Callable[[list[str]], list[int]] | None) -> Count:
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """Estimates jobs of one base model. `vllm`, `one_process`: see `work.expected`."""
+    """Estimates jobs of one base model. `vllm`: see `work.expected`."""
 
     costs: Costs
     count: Count
     vllm: bool
-    one_process: bool
 
     @classmethod
     def of(
@@ -55,7 +54,6 @@ class Estimator:
         *,
         device: str | None = None,
         vllm: bool = False,
-        one_process: bool,
     ) -> Self:
         """From the model's configuration and what finished jobs took, the newest first.
 
@@ -63,7 +61,7 @@ class Estimator:
         """
         size = ModelSize.of(config)
         measured = any(done.work.kind.startswith("vllm ") for job in jobs for done in job)
-        return cls(Costs.learn(jobs, size, device or likely_device(size)), count, vllm or measured, one_process)
+        return cls(Costs.learn(jobs, size, device or likely_device(size)), count, vllm or measured)
 
     def estimate(
         self, recipe: Recipe, rules: Answers, rows: Mapping[str, int], samples: Mapping[str, Sequence[Example]]
@@ -75,7 +73,7 @@ class Estimator:
         them, None without the size; `gpu_memory_share`: of the GPU, where vLLM takes it; `learned_from`: finished jobs.
         """
         shape = self._shape(recipe, rules, rows, samples)
-        works = expected(shape, recipe, vllm=self.vllm, one_process=self.one_process)
+        works = expected(shape, recipe, vllm=self.vllm)
         size, known = self.costs.size, self.costs.size is not None or self.costs.jobs > 0
         takes_share = any(work.kind.startswith("vllm ") for work in works)
         return {
@@ -124,7 +122,7 @@ def compared(
     """
     if estimate is None:
         return None
-    done = observed(stages, recipe, one_process=True)
+    done = observed(stages, recipe)
     tokens = tokens_of(one.work for one in done)
     seconds = round(sum(taken for _, taken in stages.values()), 3)
     return {**estimate, "actual": {"tokens": asdict(tokens), "seconds": seconds, "work": as_plain(done)}}

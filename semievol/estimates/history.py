@@ -63,7 +63,6 @@ class History:
             count,
             device=self.device.partition(" ")[0],
             vllm=find_spec("vllm") is not None,
-            one_process=True,
         )
 
     def _key(self) -> str:

@@ -8,7 +8,7 @@ allocator, the retrieval model, and what else runs on the GPU. vLLM takes its sh
 
 from semievol.estimates.sizes import ModelSize
 from semievol.estimates.work import Shape
-from semievol.recipe import Recipe, TrainingSettings
+from semievol.recipe import LoraSettings, Recipe, TrainingSettings
 
 RUNTIME_BYTES = 1024**3
 """CUDA's context and the libraries' workspaces, roughly."""
@@ -36,21 +36,21 @@ def _training(size: ModelSize, settings: TrainingSettings, recipe: Recipe, shape
     rows = settings.micro_batch_size or settings.batch_size
     tokens = rows * min(shape.longest, recipe.model.max_length)
     logits = rows * (shape.longest_reply + 1) * size.vocabulary * _LOGIT_BYTES
-    block = _kept_of_a_block(size) * _WEIGHT_BYTES[recipe.model.dtype]
+    block = kept_of_a_block(size, settings.lora) * _WEIGHT_BYTES[recipe.model.dtype]
     kept = block * size.layers
     if settings.gradient_checkpointing:  # the input of each block, and one block that is computed again
         kept = block + size.layers * size.hidden * _WEIGHT_BYTES[recipe.model.dtype]
     return size.adapter_parameters(settings.lora) * _ADAPTER_BYTES + tokens * kept + logits
 
 
-def _kept_of_a_block(size: ModelSize) -> int:
-    """Numbers of a token that the backward pass needs of a block: the norms' fp32 copies count as two each.
+def kept_of_a_block(size: ModelSize, lora: LoraSettings) -> int:
+    """Numbers of a token that the backward pass needs of a block, in 16 bits; what is kept in fp32 counts twice.
 
-    PEFT gives each adapted matrix its own copy of the input, in the adapter's fp32.
+    With dropout each adapted matrix keeps its own copy of the input, in the adapter's fp32.
     """
     norms = 6 * size.hidden
     inputs = 2 * size.hidden + size.query + size.intermediate
-    copies = 2 * sum(width for width, _ in size.matrices.values())
+    copies = 2 * sum(width for width, _ in size.matrices.values()) if lora.dropout else 0
     attention = 2 * size.query + 2 * size.value
     return norms + inputs + copies + attention + 3 * size.intermediate
 

@@ -107,12 +107,13 @@ def tokens_of(works: Iterable[Work]) -> Tokens:
 # --- expected ---------------------------------------------------------------------------------------------------------
 
 
-def expected(shape: Shape, recipe: Recipe, *, vllm: bool, one_process: bool) -> list[Work]:
+def expected(shape: Shape, recipe: Recipe, *, vllm: bool) -> list[Work]:
     """The stages of a job, publishing aside.
 
-    `vllm`: it is there for those jobs that would use it. `one_process`: the shards of a round share a loaded model.
+    `vllm`: it is there for those jobs that would use it. The shards of a round share a loaded model, as if one worker
+    did them all.
     """
-    return list(_Expected(shape, recipe, vllm, one_process).stages())
+    return list(_Expected(shape, recipe, vllm).stages())
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,6 @@ class _Expected:
     shape: Shape
     recipe: Recipe
     vllm: bool
-    one_process: bool
 
     def stages(self) -> Iterator[Work]:
         rows = self.shape.rows
@@ -182,11 +182,11 @@ class _Expected:
         if settings.early_stop and not self.shape.scored:
             answers = max(min(2.0, answers), STOPPED_EARLY * answers)
         asks = self._prompts_of_a_row(answers, shown) if settings.worked_examples == "varied" else 1.0
-        justified = DIFFERING if settings.collaboration and settings.disagreement == "justify" else 0.0
+        differ = settings.collaboration and (asks > 1 or not self.shape.scored)  # one prompt has one score
+        justified = DIFFERING if differ and settings.disagreement == "justify" else 0.0
         read = rows * (asks * prompt + justified * (prompt + CANDIDATE_TOKENS))
         written = 0.0 if self.shape.scored else rows * (answers + justified) * self.shape.reply
-        shards = 1 if self.one_process else math.ceil(rows / settings.shard_size)
-        return Work(stage, self._engine(self.recipe.engine) + _form(self.shape.scored), read, written, shards)
+        return Work(stage, self._engine(self.recipe.engine) + _form(self.shape.scored), read, written)
 
     def _prompts_of_a_row(self, answers: float, shown: int) -> float:
         """Different prompts among so many collaborators: who draws the same worked examples shares one."""
@@ -215,10 +215,10 @@ def _retrieval(retriever: str) -> str:
 # --- observed ---------------------------------------------------------------------------------------------------------
 
 
-def observed(stages: Mapping[str, tuple[Mapping[str, Any], float]], recipe: Recipe, *, one_process: bool) -> list[Done]:
+def observed(stages: Mapping[str, tuple[Mapping[str, Any], float]], recipe: Recipe) -> list[Done]:
     """What finished stages of a job did: {path: (facts, seconds)}, `prepare` among them; those without figures aside.
 
-    `one_process`: the shards of a round, which shared a loaded model, count as one stage.
+    The shards of a round, which share a loaded model, count as one stage.
     """
     prepared = stages["prepare"][0] if "prepare" in stages else {}
     if "answers" not in prepared:
@@ -232,7 +232,7 @@ def observed(stages: Mapping[str, tuple[Mapping[str, Any], float]], recipe: Reci
             continue
         if work is None:
             continue
-        key = path.rpartition("-")[0] if one_process and "/generate-" in path else path
+        key = path.rpartition("-")[0] if "/generate-" in path else path
         before = found.get(key, Done(replace(work, read=0.0, written=0.0), 0.0))
         read, written = before.work.read + work.read, before.work.written + work.written
         found[key] = Done(replace(work, stage=key, read=read, written=written), before.seconds + seconds)

@@ -67,6 +67,7 @@ def open_page(tab: Page, name: str, jobs: dict[str, str], deployment: Deployment
         for role, path in input_files(deployment.folder / "in").items():
             tab.set_input_files(f"#file-{role}", path)
         tab.get_by_text("ready", exact=True).wait_for()
+        tab.get_by_text("of GPU memory").wait_for()  # what the job would take
         tab.get_by_text("All other settings").click()
     if name == "label":
         tab.locator("tbody tr button").first.click()
