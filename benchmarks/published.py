@@ -13,6 +13,7 @@ its own; medians. Finished loops are kept under --output, so a benchmark that wa
 
 import argparse
 import json
+import math
 import re
 import resource
 import shutil
@@ -203,8 +204,8 @@ def _reached(part: str, ratio: float, least: float) -> bool:
 def _unchanged(what: str, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
     pairs = zip(found[PUBLISHED], found[OURS], strict=True)
     mean, low, high = interval([ours["worth"][what] - published["worth"][what] for published, ours in pairs])
-    met = low <= 0 <= high
-    verdict = "no difference" if met else "a difference, MISSED"
+    met = -math.inf < low <= 0 <= high
+    verdict = "one round shows nothing" if math.isinf(low) else "no difference" if met else "a difference, MISSED"
     print(f"  {what}, semievol minus published: {mean:+.1f} points ({low:+.1f} to {high:+.1f}): {verdict}")
     return met
 
