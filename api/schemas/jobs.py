@@ -281,8 +281,8 @@ class AnswersView(BaseModel):
 class Segment(BaseModel):
     """A turn, and whether the loss counts it.
 
-    `tokens`: the text as the model's tokenizer cuts it, null where the base model is no folder with a tokenizer. A
-    character of several tokens is one piece, and what no token covers is part of the next.
+    `tokens`: the text as the model's tokenizer cuts it, null where that is not at hand. A character of several tokens
+    is one piece, and what no token covers is part of the next.
     """
 
     role: str

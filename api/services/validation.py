@@ -1,8 +1,8 @@
 """What a create would do, without doing it: its files, its recipe, and a look at the rows.
 
 The beginning of each file is read and checked as a worker would, by the code of `semievol validate`. Token lengths come
-from the base model's own tokenizer.json where its source is a folder; the chat template needs an engine, so it is left
-to `semievol validate`.
+from the base model's own tokenizer.json where that is at hand; the chat template needs an engine, so it is left to
+`semievol validate`. What the job would take is told by the worker's own estimator.
 """
 
 import secrets
@@ -165,7 +165,7 @@ def _tell_rows(view: ValidationView, checked: Checked, tokenizer: Any) -> None:
     if labeled:
         view.loss_mask = [segments(turns, tokenizer) for turns in samples["labeled"][:PREVIEW_ROWS]]
     if tokenizer is None:
-        view.notes.append(f"token lengths need a base model that is a folder with {TOKENIZER} on this machine")
+        view.notes.append(f"token lengths need the {TOKENIZER} of the base model on this machine")
     elif samples:
         lengths = {role: lengths_of(_lengths(tokenizer, found)) for role, found in samples.items()}
         view.token_lengths = {role: Quantiles(**asdict(found)) for role, found in lengths.items()}
