@@ -199,8 +199,10 @@ def _run_job(job: "Job", output: Path, console: "Console", checkpoints: "FolderC
     from semievol import progress, summary
     from semievol.errors import OutOfMemory
     from semievol.estimates.history import History
+    from semievol.garbage import collect_rarely
     from semievol.memory import Halvings
 
+    collect_rarely()
     memory = output / "stages" / "memory.json"
     halvings = Halvings.read(memory)
     with console.status("Loading libraries ...") if not quiet else nullcontext():

@@ -22,6 +22,7 @@ from semievol.estimates.estimate import Estimator, counting
 from semievol.estimates.work import plain_jobs
 from semievol.faults import fault_of
 from semievol.formats.naming import HEAD_BYTES, guessed_format
+from semievol.garbage import collect_rarely
 from semievol.memory import Halvings
 from semievol.model_files import config_of, text_counter, tokenizer_of
 from semievol.pipeline import Job, Step
@@ -246,6 +247,7 @@ def main(spec_path: str, kind: type[Runner] = Runner) -> int:
     """Do the unit of the spec; see `messages` for the exit status."""
     pipe = Pipe(os.dup(1), sys.stdin)
     os.dup2(2, 1)  # what libraries print goes to the log, not among the messages
+    collect_rarely()
     try:
         spec, more = read_spec(Path(spec_path))
         kind(spec, more, Settings(), pipe).run()
