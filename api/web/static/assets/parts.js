@@ -28,11 +28,8 @@ export function useAnswer(path, query, { everySeconds = 0 } = {}) {
   return { ...state, fresh: state.key === key, again };
 }
 
-/** Items of a page. */
-export const PAGE = 50;
-
 /** All pages of a list, one page at a time: {items, more, loading, error, next, again}. */
-export function usePages(path, query, { limit = PAGE, everySeconds = 0 } = {}) {
+export function usePages(path, query, { limit = 50, everySeconds = 0 } = {}) {
   const key = JSON.stringify([path, query]);
   const [state, setState] = useState({ items: null, more: false, loading: false, error: null });
   const number = useRef(0);

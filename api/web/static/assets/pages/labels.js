@@ -4,12 +4,13 @@
 import { ahead, ask, isOver, post } from "../api.js";
 import { Histogram, Swatch } from "../charts.js";
 import { capital, count, decimals, percent } from "../format.js";
-import { Dialog, Failure, Loading, More, PAGE, Sure, useAction, useAnswer, usePages, useStill } from "../parts.js";
+import { Dialog, Failure, Loading, More, Sure, useAction, useAnswer, usePages, useStill } from "../parts.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../vendor.js";
 import { MEASURES, OUTCOMES, REASONS } from "../words.js";
 
 const ORDERS = { line: "line of the file", confidence: "least sure first", "-confidence": "surest first", entropy: "lowest entropy first", "-entropy": "highest entropy first" };
 const NONE = { q: "", decision: "", reason: "", outcome: "", answer: "", reviewed: "", min_entropy: "", max_entropy: "", round: "", order: "line" };
+const ROWS = 25; // at first and with each "more": drawing them is most of what opening the page takes
 const TO_REVIEW = { ...NONE, decision: "accept", reviewed: "false", order: "confidence" };
 
 const pathOf = (id) => `/v1/fine_tuning/jobs/${id}/pseudo_labels`;
@@ -17,7 +18,7 @@ const pathOf = (id) => `/v1/fine_tuning/jobs/${id}/pseudo_labels`;
 /** Ask for what the tab shows at first, before the job itself is known. */
 export function labelsAhead(id) {
   ahead(`${pathOf(id)}/summary`);
-  ahead(pathOf(id), { ...NONE, limit: PAGE });
+  ahead(pathOf(id), { ...NONE, limit: ROWS });
 }
 
 export function LabelsTab({ job, changed, again }) {
@@ -28,7 +29,7 @@ export function LabelsTab({ job, changed, again }) {
   const [here, setHere] = useState(0);
   const still = useStill(filter);
   const summary = useAnswer(job.method.type === "semievol" ? `${path}/summary` : null);
-  const pages = usePages(path, still);
+  const pages = usePages(path, still, { limit: ROWS });
   const known = useRef(changed);
   useEffect(() => {
     if (changed === known.current) return;
