@@ -18,6 +18,8 @@ pytestmark = pytest.mark.slow
 
 QUICK: dict[str, Any] = {**RECIPE, "evolution": {**RECIPE["evolution"], "steps": 8}}
 """Less training than other tests ask for: here it only has to be seen."""
+ROWS = 25
+"""Labels of a page."""
 JOB_MS = 240_000
 """How long a job may take on a busy machine."""
 FAST_KEYS = """async (keys) => {
@@ -236,21 +238,21 @@ def test_filter_and_open_a_label(page: Page, deployment: Deployment) -> None:
     deployment.wait_for_success(job_id)
     page.goto(f"/jobs/{job_id}/labels")
     rows = page.locator("tbody tr")
-    expect(rows).to_have_count(50)
+    expect(rows).to_have_count(ROWS)
     page.get_by_role("button", name="Show more").click()
-    expect(rows).to_have_count(96)
+    expect(rows).to_have_count(2 * ROWS)
     page.get_by_label("Decision").select_option("reject")
     rejected = deployment.get(f"{JOBS}/{job_id}/pseudo_labels", params={"decision": "reject", "limit": 1000}).json()[
         "data"
     ]
-    expect(rows).to_have_count(min(50, len(rejected)))
+    expect(rows).to_have_count(min(ROWS, len(rejected)))
     page.get_by_label("Order").select_option("-entropy")
     surest = max(one["entropy"] for one in rejected if one["entropy"] is not None)
     expect(rows.first).to_contain_text(f"{surest:.3f}")
     page.get_by_role("button", name="Clear").click()
     word = rejected[0]["question"].split()[-1].strip(".!?")
     page.get_by_label("Search the questions").fill(word)
-    expect(rows).to_have_count(min(50, len(labels(deployment, job_id, q=word))))
+    expect(rows).to_have_count(min(ROWS, len(labels(deployment, job_id, q=word))))
     rows.first.get_by_role("button").click()
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("Collaborator 4")
