@@ -1,5 +1,6 @@
 """The real generator and trainer on the demo's real tiny model."""
 
+import gc
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from transformers import LlamaForCausalLM
 
 from semievol.backends.chat import Chat
 from semievol.backends.huggingface import HuggingFaceGenerator, load_model, open_generator
 from semievol.backends.training import LoraTrainer
 from semievol.errors import LossDiverged
 from semievol.examples import Example
+from semievol.fakes import FakeCheckpoints
 from semievol.ports import Request, Response, TrainingRow
 from semievol.prompts import Message, Prompt
 from semievol.recipe import EvolutionSettings, ModelSettings, TrainingSettings
@@ -233,3 +236,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def test_a_trained_model_is_gone_before_the_next_is_loaded(labeled: list[Example], chat: Chat, tmp_path: Path) -> None:
+    gc.disable()
+    try:
+        before = models()
+        trainer = LoraTrainer(BASE, SETTINGS, chat, FakeCheckpoints(tmp_path / "checkpoint", every=5))
+        trainer.train(training_rows(labeled), QUICK, seed=1, output=tmp_path / "adapter")
+        loaded = load_model(BASE, SETTINGS)
+        assert models() - before == {id(loaded)}
+    finally:
+        gc.enable()
+
+
+def models() -> set[int]:
+    """Those in memory, whoever holds them."""
+    return {id(one) for one in gc.get_objects() if type(one) is LlamaForCausalLM}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from semievol.backends.chat import Chat
-from semievol.backends.memory import memory_told
+from semievol.backends.memory import give_back, memory_told
 from semievol.errors import ModelError
 from semievol.ports import Request, Response
 from semievol.prompts import Prompt
@@ -63,6 +63,7 @@ def dtype_of(settings: ModelSettings) -> torch.dtype:
 
 def load_model(model: str, settings: ModelSettings) -> PreTrainedModel:
     """The base model on its device, from safetensors only. Raises ModelError if it cannot be loaded."""
+    give_back()
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             model,
@@ -84,19 +85,14 @@ def load_model(model: str, settings: ModelSettings) -> PreTrainedModel:
 def open_generator(
     model: str, settings: ModelSettings, chat: Chat, adapter: Path | None, *, halvings: int = 0
 ) -> "Iterator[HuggingFaceGenerator]":
-    """A generator over the base model, the adapter merged into its weights; memory is given back at the end.
+    """A generator over the base model, the adapter merged into its weights; not to be used after the end.
 
     `halvings`: how often its batches are cut in half.
     """
     loaded = load_model(model, settings)
     if adapter is not None:
         loaded = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
-    try:
-        yield HuggingFaceGenerator(loaded, chat, settings.max_length, batch_tokens_of(loaded.device) >> halvings)
-    finally:
-        del loaded
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    yield HuggingFaceGenerator(loaded, chat, settings.max_length, batch_tokens_of(loaded.device) >> halvings)
 
 
 class HuggingFaceGenerator:

@@ -24,6 +24,7 @@ from scipy.special import log_softmax
 
 from semievol.backends.chat import Chat, config_of
 from semievol.backends.huggingface import device_of, dtype_of
+from semievol.backends.memory import give_back
 from semievol.backends.vllm_engine import MAX_SCORED_TOKENS, End, Failed, Query, Ready, Start, Written
 from semievol.backends.vllm_loader import ADAPTER, LOAD_FORMAT
 from semievol.errors import EngineDied, ModelError, OutOfMemory
@@ -148,7 +149,9 @@ class VllmGenerator:
 
     def load(self) -> None:
         """Start the engine if it does not run. Raises ModelError, OutOfMemory, and EngineDied if it ends at once."""
-        self._process = self._process or _Process(self.start, self.sequences)
+        if self._process is None:
+            give_back()  # vLLM takes a share of the whole GPU
+            self._process = _Process(self.start, self.sequences)
 
     def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
         """See `ports.Generator`."""
