@@ -195,7 +195,7 @@ def test_nothing_survives_a_killed_parent(tmp_path: Path) -> None:
         tree = running.whole_tree()
         running.process.kill()
         running.process.wait()
-        assert wait_until_gone(tree, 5) == []
+        assert wait_until_gone(tree, 20) == []
 
 
 @pytest.mark.long
