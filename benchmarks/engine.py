@@ -34,7 +34,7 @@ from semievol.backends.vllm_engine import Query, Start
 from semievol.examples import read_labeled
 from semievol.fakes import FakeObserver
 from semievol.pipeline import Job
-from semievol.ports import Generator, Request, Response, no_progress
+from semievol.ports import Generator, Request, Response, Then, no_progress, nothing_more
 from semievol.prompts import Prompt, question_of, with_worked_examples
 from semievol.recipe import EngineSettings, ModelSettings, Recipe
 from semievol.seeds import seed_of
@@ -126,13 +126,19 @@ class Recorder:
         return self.generator.fits(prompt, max_new_tokens)
 
     def generate(
-        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+        self, requests: Sequence[Request], *, max_new_tokens: int, then: Then = nothing_more
     ) -> Iterator[tuple[int, list[Response]]]:
         """See `ports.Generator`."""
-        chat, stop = self.generator.chat, self.generator.stop
-        for request, tokens in zip(requests, chat.prompts_ids([one.prompt for one in requests]), strict=True):
-            self.queries += [Query(tokens, max_new_tokens, temperature, seed, stop) for seed in request.seeds]
-        yield from self.generator.generate(requests, temperature=temperature, max_new_tokens=max_new_tokens)
+
+        def noted(asked: Sequence[Request]) -> Sequence[Request]:
+            prompts = self.generator.chat.prompts_ids([one.prompt for one in asked])
+            for request, tokens in zip(asked, prompts, strict=True):
+                self.queries += self.generator.queries(len(self.queries), request, tokens, max_new_tokens)
+            return asked
+
+        yield from self.generator.generate(
+            noted(requests), max_new_tokens=max_new_tokens, then=lambda index, responses: noted(then(index, responses))
+        )
 
     def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
         """See `ports.Generator`."""
@@ -168,7 +174,7 @@ def stage_part(rows: int, rounds: int) -> bool:
 
         ours = VllmGenerator(start, chat)
         begun = time.perf_counter()
-        list(ours.generate([Request(labeled[0].prompt, (1,))], temperature=1.0, max_new_tokens=1))
+        list(ours.generate([Request(labeled[0].prompt, (1,))], max_new_tokens=1))
         started = time.perf_counter() - begun
         recorder = Recorder(ours)
         stage(recorder)
@@ -228,7 +234,9 @@ def prefix_part(rows: int, rounds: int) -> bool:
             seconds: dict[str, list[float]] = {name: [] for name in orders}
             for _ in range(rounds):
                 for name, queue in orders.items():
-                    queries = [Query(tokens, 1, 1.0, seed_of(place), ()) for place, tokens in enumerate(queue)]
+                    queries = [
+                        Query((place, 0), tokens, 1, 1.0, seed_of(place), ()) for place, tokens in enumerate(queue)
+                    ]
                     seconds[name].append(ask(queries)[0])
             tokens = sum(map(len, ids))
             for name, taken in seconds.items():

@@ -77,7 +77,7 @@ def main() -> None:
     )
 
     def run_ours() -> int:
-        return sum(1 for _ in ours.generate(requests, temperature=1.0, max_new_tokens=NEW_TOKENS))
+        return sum(1 for _ in ours.generate(requests, max_new_tokens=NEW_TOKENS))
 
     def under_generate(batch: Any) -> torch.Tensor:
         output: torch.Tensor = model.generate(**batch, generation_config=config)

@@ -23,14 +23,14 @@ def answer(asked: dict[str, Any]) -> list[dict[str, Any]]:
     parameters = [
         SamplingParams(
             max_tokens=asked["max_new_tokens"],
-            temperature=asked["temperature"],
-            seed=seed if asked["temperature"] else None,
+            temperature=temperature,
+            seed=seed if temperature else None,
             logprobs=0,
             detokenize=False,
             stop_token_ids=sorted(chat.stop_ids),
             ignore_eos=True,
         )
-        for seed in asked["seeds"]
+        for seed, temperature in zip(asked["seeds"], asked["temperatures"], strict=True)
     ]
     written = engine.generate(
         [TokensPrompt(prompt_token_ids=ids) for ids in prompts],

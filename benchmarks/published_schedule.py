@@ -18,17 +18,19 @@ from typing import Any
 from semievol.backends.chat import Chat
 from semievol.backends.local import LocalBackend
 from semievol.backends.vllm import VllmGenerator, start_of
-from semievol.backends.vllm_engine import Start
+from semievol.backends.vllm_engine import Start, Written
 from semievol.ports import (
     Generator,
     Progress,
     Purpose,
     Request,
     Response,
+    Then,
     Trainer,
     TrainingLog,
     TrainingRow,
     no_progress,
+    nothing_more,
 )
 from semievol.prompts import Prompt
 from semievol.recipe import ModelSettings, TrainingSettings
@@ -63,26 +65,29 @@ class PassByPass(VllmGenerator):
         self.adapter = adapter
 
     def generate(
-        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+        self, requests: Sequence[Request], *, max_new_tokens: int, then: Then = nothing_more
     ) -> Iterator[tuple[int, list[Response]]]:
-        """See `ports.Generator`. The nth pass draws the nth seed of every request."""
-        passes = []
-        for seeds in zip(*(request.seeds for request in requests), strict=True):
-            asked = {
-                "engine": self.start.engine,
-                "adapter": str(self.adapter) if self.adapter else None,
-                "prompts": [_plain(request.prompt) for request in requests],
-                "seeds": seeds,
-                "temperature": temperature,
-                "max_new_tokens": max_new_tokens,
-            }
-            passes.append([self._response(one) for one in _run("benchmarks.published_pass", asked)])
-        yield from enumerate(map(list, zip(*passes, strict=True)))
-
-    def _response(self, told: dict[str, Any]) -> Response:
-        tokens = told["tokens"]
-        texts = self.chat.token_texts(tokens)
-        return Response(self.chat.decode(tokens), tuple(told["logprobs"]), texts, told["finished"])
+        """See `ports.Generator`. The nth pass draws the nth seed of every request; what follows comes after them."""
+        known = 0
+        while requests:
+            passes = []
+            for seeds in zip(*(request.seeds for request in requests), strict=True):
+                asked = {
+                    "engine": self.start.engine,
+                    "adapter": str(self.adapter) if self.adapter else None,
+                    "prompts": [_plain(request.prompt) for request in requests],
+                    "seeds": seeds,
+                    "temperatures": [request.temperature for request in requests],
+                    "max_new_tokens": max_new_tokens,
+                }
+                told = _run("benchmarks.published_pass", asked)
+                passes.append([self.response(Written((0, 0), **one)) for one in told])
+            following: list[Request] = []
+            for index, responses in enumerate(map(list, zip(*passes, strict=True)), start=known):
+                following += then(index, responses)
+                yield index, responses
+            known += len(requests)
+            requests = following
 
 
 class RowByRow:

@@ -32,7 +32,18 @@ from semievol.fakes import FakeBackend, FakeObserver
 from semievol.garbage import collect_rarely
 from semievol.outcome import final_labels
 from semievol.pipeline import Job, plan
-from semievol.ports import Floats, Generator, Progress, Purpose, Request, Response, Retriever, no_progress
+from semievol.ports import (
+    Floats,
+    Generator,
+    Progress,
+    Purpose,
+    Request,
+    Response,
+    Retriever,
+    Then,
+    no_progress,
+    nothing_more,
+)
 from semievol.prompts import Prompt
 from semievol.propagation import DenseRetriever
 from semievol.recipe import Recipe
@@ -75,9 +86,9 @@ class MadeUpScores:
         return True
 
     def generate(
-        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+        self, requests: Sequence[Request], *, max_new_tokens: int, then: Then = nothing_more
     ) -> Iterator[tuple[int, list[Response]]]:
-        """See `ports.Generator`."""
+        """See `ports.Generator`. Only asked for greedy replies, which lead to no others."""
         for place, request in enumerate(requests):
             yield place, [Response("class-0", (-0.1,), ("class-0",), True) for _ in request.seeds]
 

@@ -35,6 +35,11 @@ BLOCK = (0, WATCHERS, WATCHERS, 0)
 TURN_SECONDS = 12.0
 ROWS = 40_000
 """More than a worker answers in all turns."""
+RECIPE = {
+    "engine": {"name": "huggingface"},
+    "propagation": {"retriever": "bm25"},
+    "generation": {"shard_size": ROWS, "answers": "sampled", "disagreement": "majority"},
+}
 
 
 @dataclass
@@ -131,7 +136,7 @@ def main(blocks: int = 12) -> bool:
         stack = Stack("postgres", folder, environment | {"SEMIEVOL_POLL_SECONDS": "0.1"}, database)
         stack.start_worker()
         ends.callback(stack.stop_workers)
-        job_id = stack.post_job(recipe={"generation": {"shard_size": ROWS}})
+        job_id = stack.post_job(recipe=RECIPE)
         unit = wait_for(lambda: generating(stack, job_id), "generation", 600)
         assert unit is not None
         turn(stack, api, key, unit, WATCHERS)  # loads what is loaded late
@@ -140,6 +145,7 @@ def main(blocks: int = 12) -> bool:
             for count, one in block:
                 found[count].append(one)
             ratios.append(pace(one for count, one in block if count) / pace(one for count, one in block if not count))
+            print(f"  block {len(ratios)}: with / without {ratios[-1]:.3f}", flush=True)
         peak = memory_mb(api.pid, "VmHWM")
     print(f"generation with the demo's base model, {blocks} blocks of {len(BLOCK)} turns of {TURN_SECONDS:.0f} s")
     for count, ones in found.items():
@@ -148,7 +154,6 @@ def main(blocks: int = 12) -> bool:
             f"  {count:4d} watchers: {1 / pace(ones):6.2f} rows/s, API {used:5.2f} s of CPU in {seconds:.0f} s, "
             f"{sum(one.progress for one in ones):,} progress events"
         )
-    print(f"  with / without, block by block: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
     error = statistics.stdev(ratios) / math.sqrt(blocks)
     print(f"  mean {statistics.mean(ratios):.3f} with a standard error of {error:.3f}")
     small = verdict(f"resident memory of the API, highest, {WATCHERS} watchers", peak, "MB", most=MOST_MB)

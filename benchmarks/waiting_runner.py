@@ -7,7 +7,7 @@ from pathlib import Path
 
 from semievol.fakes import FakeBackend
 from semievol.pipeline import Job
-from semievol.ports import Backend, Generator, Purpose, Request, Response
+from semievol.ports import Backend, Generator, Purpose, Request, Response, Then, nothing_more
 from semievol.prompts import Prompt
 from worker import runner
 
@@ -22,12 +22,15 @@ class WaitingGenerator:
     prompt_tokens = 0
 
     def generate(
-        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+        self, requests: Sequence[Request], *, max_new_tokens: int, then: Then = nothing_more
     ) -> Iterator[tuple[int, list[Response]]]:
         """See `ports.Generator`."""
-        for place, request in enumerate(requests):
+        waiting = list(requests)
+        for place, request in enumerate(waiting):
             time.sleep(SECONDS_PER_ROW)
-            yield place, [_reply(f"class-{seed % CLASSES}") for seed in request.seeds]
+            replies = [_reply(f"class-{seed % CLASSES}") for seed in request.seeds]
+            waiting += then(place, replies)
+            yield place, replies
 
     def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
         """See `ports.Generator`. Not asked for by a recipe that samples."""

@@ -45,9 +45,9 @@ def predict(
     """Greedy answers to labeled rows, in their order. A row that is too long or cannot be read is wrong."""
     limit = reply_limit(answers, rows, max_new_tokens)
     fitting = [index for index, row in enumerate(rows) if generator.fits(row.prompt, limit)]
-    requests = [Request(rows[index].prompt, (0,)) for index in fitting]
+    requests = [Request(rows[index].prompt, (0,), temperature=0.0) for index in fitting]
     replies, tokens = [""] * len(rows), [0] * len(rows)
-    responses = generator.generate(requests, temperature=0.0, max_new_tokens=limit)
+    responses = generator.generate(requests, max_new_tokens=limit)
     for done, (position, (response,)) in enumerate(responses, start=1):
         replies[fitting[position]], tokens[fitting[position]] = response.text, len(response.logprobs)
         progress(done, len(rows))

@@ -26,10 +26,12 @@ from semievol.ports import (
     Request,
     Response,
     Retriever,
+    Then,
     Trainer,
     TrainingLog,
     TrainingRow,
     no_progress,
+    nothing_more,
 )
 from semievol.prompts import Prompt, question_of
 from semievol.recipe import TrainingSettings
@@ -68,14 +70,20 @@ class FakeGenerator:
         self.prompt_tokens = 0
 
     def generate(
-        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+        self, requests: Sequence[Request], *, max_new_tokens: int, then: Then = nothing_more
     ) -> Iterator[tuple[int, list[Response]]]:
         """See `ports.Generator`. The last request is answered first, as callers must not care."""
-        for index in reversed(range(len(requests))):
-            request = requests[index]
+        waiting = dict(enumerate(requests))
+        known = len(waiting)
+        while waiting:
+            index, request = waiting.popitem()
             self._see(request.prompt)
             probabilities = self.distribution(request.prompt)
-            yield index, [_draw(probabilities, seed, temperature, max_new_tokens) for seed in request.seeds]
+            drawn = [_draw(probabilities, seed, request.temperature, max_new_tokens) for seed in request.seeds]
+            more = then(index, drawn)
+            waiting.update(enumerate(more, start=known))
+            known += len(more)
+            yield index, drawn
 
     def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
         """See `ports.Generator`."""

@@ -4,8 +4,7 @@ A shard's result is a function of its rows, the labeled rows, the model, the rec
 does not depend on other shards, so any number of workers can take them.
 """
 
-from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from semievol.agreement import JUSTIFICATION, Trial, candidates, is_decided, is_unanimous
 from semievol.answers import Answers
 from semievol.examples import Example
-from semievol.ports import Generator, Progress, Request, no_progress
+from semievol.ports import Generator, Progress, Request, Response, no_progress
 from semievol.prompts import Prompt, question_of, with_candidates, with_worked_examples
 from semievol.recipe import Recipe
 from semievol.replies import collaborator_count, options_of, reply_room, scores_options
@@ -80,6 +79,10 @@ def answer_shard(
     return shard.run(progress)
 
 
+Hear = Callable[[_Ask, Sequence[Trial]], list[_Ask]]
+"""Told what was answered; returns what is asked because of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Shard:
     rows: Sequence[Example]
@@ -92,37 +95,41 @@ class _Shard:
     round_number: int
 
     def run(self, progress: Progress) -> list[Answered]:
-        asks = [ask for index in range(len(self.rows)) for ask in self._asks(index)]
-        trials: list[list[Trial]] = [[] for _ in self.rows]
-        waves = self._waves()
-        done = len(self.rows) - len({ask.row for ask in asks})
-        for wave in waves:
-            asked = [ask for ask in (_among(ask, wave) for ask in asks) if ask.collaborators]
-            asked = [ask for ask in asked if not self._is_decided(trials[ask.row])]
-            unanswered = Counter(ask.row for ask in asked)
-            for ask, new in self._answer(asked):
-                trials[ask.row] += new
-                unanswered[ask.row] -= 1
-                if not unanswered[ask.row] and (wave is waves[-1] or self._is_decided(trials[ask.row])):
-                    done += 1
-                    progress(done, len(self.rows))
-            for row_trials in trials:
-                row_trials.sort(key=lambda trial: trial.collaborator)
-        justified = self._justify(trials)
-        return [Answered(row, tuple(trials[index]), justified.get(index)) for index, row in enumerate(self.rows)]
+        courses = [_Course(self, index) for index in range(len(self.rows))]
+        done = 0
 
-    def _waves(self) -> list[range]:
+        def go_on(course: _Course) -> list[_Ask]:
+            nonlocal done
+            asks = course.next()
+            if not asks:
+                done += 1
+                progress(done, len(self.rows))
+            return asks
+
+        def hear(ask: _Ask, trials: Sequence[Trial]) -> list[_Ask]:
+            course = courses[ask.row]
+            return go_on(course) if course.hear(trials) else []
+
+        asks = [ask for course in courses for ask in go_on(course)]
+        (self._score if self._scored else self._sample)(asks, hear)
+        return [
+            Answered(row, tuple(course.trials), course.justification)
+            for row, course in zip(self.rows, courses, strict=True)
+        ]
+
+    def waves(self) -> list[range]:
         """Collaborators that are asked together: all, or with an early stop two and then one after the other."""
         n = collaborator_count(self.recipe.generation)
         if self._scored or not self.recipe.generation.early_stop:
             return [range(n)]
         return [range(min(2, n)), *(range(other, other + 1) for other in range(2, n))]
 
-    def _is_decided(self, trials: Sequence[Trial]) -> bool:
+    def is_decided(self, trials: Sequence[Trial]) -> bool:
+        """Whether no further collaborator can change what becomes of a row."""
         settings = self.recipe.generation
         return is_decided(trials, self.answers, collaborator_count(settings), settings.disagreement)
 
-    def _asks(self, index: int) -> list[_Ask]:
+    def asks(self, index: int) -> list[_Ask]:
         """The row's prompts: one for all collaborators who see the same worked examples."""
         collaborators = range(collaborator_count(self.recipe.generation))
         by_examples: dict[tuple[int, ...], list[int]] = {}
@@ -169,56 +176,57 @@ class _Shard:
                 return _Ask(index, collaborators, prompt, ids, near)
         return None
 
-    def _answer(self, asks: Sequence[_Ask]) -> Iterator[tuple[_Ask, list[Trial]]]:
-        if self._scored:
+    def justification(self, index: int, trials: Sequence[Trial]) -> _Ask | None:
+        """The prompt for a self-justification, if the row's collaborators differ and named at least one candidate."""
+        settings = self.recipe.generation
+        if not settings.collaboration or settings.disagreement != "justify" or is_unanimous(trials, self.answers):
+            return None
+        named = candidates(trials, self.answers)
+        return self._ask(index, (JUSTIFICATION,), self._example_ranks(index, 0), named) if named else None
+
+    def _score(self, asks: list[_Ask], hear: Hear) -> None:
+        """Answer what is asked, and what is asked because of that, by the probabilities of the options."""
+        while asks:
             options = [self._options(ask.row) for ask in asks]
+            following: list[_Ask] = []
             for position, logprobs in self.generator.score([ask.prompt for ask in asks], options):
                 ask = asks[position]
                 trial = self._scored_trial(ask, options[position], logprobs)
-                yield ask, [replace(trial, collaborator=c, seed=self._seed(ask.row, c)) for c in ask.collaborators]
-            return
-        yield from self._sample(asks, self.recipe.generation.temperature)
+                trials = [replace(trial, collaborator=c, seed=self._seed(ask.row, c)) for c in ask.collaborators]
+                following += hear(ask, trials)
+            asks = following
 
-    def _sample(self, asks: Sequence[_Ask], temperature: float) -> Iterator[tuple[_Ask, list[Trial]]]:
-        requests = [Request(ask.prompt, tuple(self._seed(ask.row, c) for c in ask.collaborators)) for ask in asks]
-        responses = self.generator.generate(
-            requests, temperature=temperature, max_new_tokens=self.recipe.generation.max_new_tokens
-        )
-        for position, drawn in responses:
-            ask, request = asks[position], requests[position]
-            row_options = self.rows[ask.row].options
-            yield (
-                ask,
-                [
-                    Trial(
-                        collaborator=collaborator,
-                        seed=seed,
-                        worked_examples=ask.examples,
-                        similarities=ask.similarities,
-                        reply=response.text,
-                        answer=self.answers.parse(response.text, row_options) if response.finished else None,
-                        logprobs=response.logprobs,
-                        tokens=response.tokens,
-                    )
-                    for collaborator, seed, response in zip(ask.collaborators, request.seeds, drawn, strict=True)
-                ],
+    def _sample(self, asks: list[_Ask], hear: Hear) -> None:
+        """Answer what is asked, and what is asked because of that, by replies. A justification is greedy."""
+
+        def request(ask: _Ask) -> Request:
+            temperature = 0.0 if ask.collaborators == (JUSTIFICATION,) else self.recipe.generation.temperature
+            return Request(ask.prompt, tuple(self._seed(ask.row, c) for c in ask.collaborators), temperature)
+
+        def then(position: int, responses: list[Response]) -> list[Request]:
+            following = hear(asks[position], self._sampled_trials(asks[position], responses))
+            asks.extend(following)
+            return [request(ask) for ask in following]
+
+        limit = self.recipe.generation.max_new_tokens
+        for _ in self.generator.generate([request(ask) for ask in asks], max_new_tokens=limit, then=then):
+            pass
+
+    def _sampled_trials(self, ask: _Ask, responses: Sequence[Response]) -> list[Trial]:
+        row_options = self.rows[ask.row].options
+        return [
+            Trial(
+                collaborator=collaborator,
+                seed=self._seed(ask.row, collaborator),
+                worked_examples=ask.examples,
+                similarities=ask.similarities,
+                reply=response.text,
+                answer=self.answers.parse(response.text, row_options) if response.finished else None,
+                logprobs=response.logprobs,
+                tokens=response.tokens,
             )
-
-    def _justify(self, trials: Sequence[Sequence[Trial]]) -> dict[int, Trial]:
-        """Self-justification of the rows whose collaborators differ and named at least one candidate."""
-        settings = self.recipe.generation
-        if not settings.collaboration or settings.disagreement != "justify":
-            return {}
-        asks = []
-        for index, row_trials in enumerate(trials):
-            named = candidates(row_trials, self.answers)
-            if not named or is_unanimous(row_trials, self.answers):
-                continue
-            ask = self._ask(index, (JUSTIFICATION,), self._example_ranks(index, 0), named)
-            if ask is not None:
-                asks.append(ask)
-        answered = self._answer(asks) if self._scored else self._sample(asks, temperature=0.0)
-        return {ask.row: trial for ask, (trial,) in answered}
+            for collaborator, response in zip(ask.collaborators, responses, strict=True)
+        ]
 
     @property
     def _scored(self) -> bool:
@@ -246,3 +254,38 @@ class _Shard:
 
     def _seed(self, index: int, collaborator: int | str) -> int:
         return seed_of(self.seed, self.rows[index].id, collaborator, self.round_number)
+
+
+class _Course:
+    """One row on its way: the trials so far, and what is to be asked next."""
+
+    def __init__(self, shard: _Shard, index: int) -> None:
+        self.shard, self.index = shard, index
+        self.trials: list[Trial] = []
+        self.justification: Trial | None = None
+        self._asks = shard.asks(index)
+        self._waves = shard.waves()
+        self._justifies = False
+        self._unanswered = 0
+
+    def next(self) -> list[_Ask]:
+        """What is asked once all that was asked before is answered; nothing if the row is done."""
+        asks: list[_Ask] = []
+        while self._waves and not asks and not self.shard.is_decided(self.trials):
+            wave = self._waves.pop(0)
+            asks = [ask for ask in (_among(ask, wave) for ask in self._asks) if ask.collaborators]
+        if not asks and not self._justifies:
+            self._justifies = True
+            ask = self.shard.justification(self.index, self.trials)
+            asks = [ask] if ask is not None else []
+        self._unanswered = len(asks)
+        return asks
+
+    def hear(self, trials: Sequence[Trial]) -> bool:
+        """Takes an answer to one of the asks; whether it was the last."""
+        if self._justifies:
+            (self.justification,) = trials
+        else:
+            self.trials = sorted([*self.trials, *trials], key=lambda trial: trial.collaborator)
+        self._unanswered -= 1
+        return not self._unanswered

@@ -1,6 +1,6 @@
 """The seams to the outside world: who generates, who trains, who embeds. In-memory doubles are in `fakes.py`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +29,11 @@ def no_progress(done: int, total: int, loss: float | None = None, /) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to answer `len(seeds)` times, each sample drawn from its own seed alone."""
+    """One prompt to answer `len(seeds)` times, each sample drawn from its own seed alone. Temperature 0 is greedy."""
 
     prompt: Prompt
     seeds: tuple[int, ...]
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,15 @@ class Response:
     finished: bool
 
 
+Then = Callable[[int, list[Response]], Sequence[Request]]
+"""Told the responses to a request, once; returns what is to be asked because of them."""
+
+
+def nothing_more(index: int, responses: list[Response], /) -> Sequence[Request]:
+    """No response leads to another request."""
+    return ()
+
+
 class Generator(Protocol):
     """A loaded model that writes and judges. Results do not depend on how requests are batched or ordered."""
 
@@ -58,9 +68,13 @@ class Generator(Protocol):
     """Tokens of the prompts that it was given so far, each prompt once however many samples it gets."""
 
     def generate(
-        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+        self, requests: Sequence[Request], *, max_new_tokens: int, then: Then = nothing_more
     ) -> Iterator[tuple[int, list[Response]]]:
-        """Yield (index into `requests`, one response a seed) in any order; temperature 0 is greedy."""
+        """Yield (index of the request, one response a seed) in any order.
+
+        What `then` asks for is answered among the others, as soon as there is room; its indices go on after those of
+        `requests`, in the order in which it was returned.
+        """
         ...
 
     def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:

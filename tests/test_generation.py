@@ -146,6 +146,21 @@ def test_rows_whose_collaborators_differ_are_justified_greedily_and_no_others_ar
     assert all("\n1. " in text and "\n2. " in text for text in asked)
 
 
+def test_a_row_is_justified_while_others_wait_for_their_first_answer() -> None:
+    generator = FakeGenerator(knowing(TRUTH, 0.4))
+    heard: list[int] = []
+    pool = pool_size(recipe(), len(LABELED))
+    answered = answer_shard(
+        ROWS, neighbours(ROWS, pool), LABELED, generator, OPEN, recipe(), seed=0, round_number=1,
+        progress=lambda done, total, loss=None: heard.append(len(generator.prompts)),
+    )  # fmt: skip
+    justifies = ["Candidate answers:" in question_of(prompt) for prompt in generator.prompts]
+    assert sum(justifies) == sum(one.justification is not None for one in answered) > 2
+    assert justifies.index(True) < len(justifies) - justifies[::-1].index(False) - 1
+    assert len(heard) == len(ROWS)
+    assert heard[-1] == len(generator.prompts), "a row is done when it is justified"
+
+
 def test_a_majority_needs_no_justification() -> None:
     assert all(one.justification is None for one in answer(disagreement="majority"))
 

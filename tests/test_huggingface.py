@@ -48,7 +48,7 @@ def adapter(labeled: list[Example], chat: Chat, tmp_path_factory: pytest.TempPat
 def generate(prompts: list[Prompt], chat: Chat, *, batch_tokens: int, order: list[int]) -> list[list[Response]]:
     generator = HuggingFaceGenerator(load_model(BASE, SETTINGS), chat, 1024, batch_tokens)
     requests = [Request(prompts[i], tuple(seed_of("row", i, sample) for sample in range(4))) for i in order]
-    found = dict(generator.generate(requests, temperature=1.0, max_new_tokens=12))
+    found = dict(generator.generate(requests, max_new_tokens=12))
     return [found[order.index(i)] for i in range(len(prompts))]
 
 
@@ -63,11 +63,35 @@ def test_order_and_batch_size_change_no_sampled_token(prompts: list[Prompt], cha
             assert one.logprobs == pytest.approx(two.logprobs, abs=1e-4)
 
 
+def test_what_follows_is_answered_among_the_others_as_if_it_were_asked_alone(prompts: list[Prompt], chat: Chat) -> None:
+    """Greedy and sampled rows share a batch, and what came of a row is asked in a batch with rows that waited."""
+    generator = HuggingFaceGenerator(load_model(BASE, SETTINGS), chat, 1024, batch_tokens=1500)
+    requests = [Request(prompt, (1, 2)) for prompt in prompts]
+    followed: dict[int, int] = {}
+
+    def then(index: int, responses: list[Response]) -> list[Request]:
+        if index >= len(requests):
+            return []
+        followed[index] = len(requests) + len(followed)
+        return [Request((*prompts[index], Message("user", responses[0].text)), (0,), temperature=0.0)]
+
+    found = list(generator.generate(requests, max_new_tokens=12, then=then))
+    order = [index for index, _ in found]
+    assert sorted(order) == list(range(2 * len(requests)))
+    assert order != sorted(order)
+    together, alone = dict(found), dict(generator.generate(requests, max_new_tokens=12))
+    for index, after in followed.items():
+        assert [one.text for one in together[index]] == [one.text for one in alone[index]]
+        request = Request((*prompts[index], Message("user", alone[index][0].text)), (0,), temperature=0.0)
+        ((_, (one,)),) = generator.generate([request], max_new_tokens=12)
+        assert together[after][0].text == one.text
+
+
 def test_samples_of_a_row_differ_and_follow_their_seeds(prompts: list[Prompt], chat: Chat) -> None:
     generator = HuggingFaceGenerator(load_model(BASE, SETTINGS), chat, 1024)
     requests = [Request(prompts[0], tuple(range(100)))]
-    ((_, drawn),) = generator.generate(requests, temperature=1.0, max_new_tokens=4)
-    ((_, again),) = generator.generate(requests, temperature=1.0, max_new_tokens=4)
+    ((_, drawn),) = generator.generate(requests, max_new_tokens=4)
+    ((_, again),) = generator.generate(requests, max_new_tokens=4)
     assert drawn == again
     assert len({response.text for response in drawn}) > 1
 
@@ -77,7 +101,7 @@ def test_samples_follow_the_models_probabilities(prompts: list[Prompt], chat: Ch
     model = load_model(BASE, SETTINGS)
     generator = HuggingFaceGenerator(model, chat, 1024)
     draws = 4000
-    ((_, drawn),) = generator.generate([Request(prompts[3], tuple(range(draws)))], temperature=1.0, max_new_tokens=1)
+    ((_, drawn),) = generator.generate([Request(prompts[3], tuple(range(draws)))], max_new_tokens=1)
     ids = torch.tensor([chat.prompt_ids(prompts[3])])
     with torch.inference_mode():
         expected = model(input_ids=ids).logits[0, -1].softmax(dim=-1)
@@ -94,7 +118,7 @@ def test_samples_follow_the_models_probabilities(prompts: list[Prompt], chat: Ch
 def test_logprobs_are_untempered_and_end_with_the_end_of_turn(prompts: list[Prompt], chat: Chat) -> None:
     model = load_model(BASE, SETTINGS)
     generator = HuggingFaceGenerator(model, chat, 1024)
-    ((_, (response,)),) = generator.generate([Request(prompts[2], (5,))], temperature=0.0, max_new_tokens=12)
+    ((_, (response,)),) = generator.generate([Request(prompts[2], (5,), temperature=0.0)], max_new_tokens=12)
     assert response.finished
     prompt, reply = chat.prompt_ids(prompts[2]), chat.reply_ids(response.text)
     assert len(response.logprobs) == len(reply)
@@ -107,7 +131,7 @@ def test_logprobs_are_untempered_and_end_with_the_end_of_turn(prompts: list[Prom
 def test_each_log_probability_has_its_token_s_text(prompts: list[Prompt], chat: Chat) -> None:
     generator = HuggingFaceGenerator(load_model(BASE, SETTINGS), chat, 1024)
     requests = [Request(prompt, (5, 6)) for prompt in prompts[:8]]
-    for _, responses in generator.generate(requests, temperature=1.0, max_new_tokens=12):
+    for _, responses in generator.generate(requests, max_new_tokens=12):
         for response in responses:
             assert len(response.tokens) == len(response.logprobs)
             written = response.tokens[:-1] if response.finished else response.tokens
@@ -158,8 +182,8 @@ def test_the_saved_adapter_answers_as_before_when_peft_loads_it(
     prompts: list[Prompt], chat: Chat, adapter: Path
 ) -> None:
     with open_generator(BASE, SETTINGS, chat, adapter) as generator:
-        requests = [Request(prompt, (0,)) for prompt in prompts]
-        merged = [r[0].text for _, r in sorted(generator.generate(requests, temperature=0.0, max_new_tokens=12))]
+        requests = [Request(prompt, (0,), temperature=0.0) for prompt in prompts]
+        merged = [r[0].text for _, r in sorted(generator.generate(requests, max_new_tokens=12))]
     loaded = PeftModel.from_pretrained(load_model(BASE, SETTINGS), str(adapter))
     saved_chat = Chat.load(str(adapter), None)
     for prompt, wanted in zip(prompts, merged, strict=True):

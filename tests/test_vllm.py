@@ -79,9 +79,9 @@ def sampled(prompts: list[Prompt], order: list[int]) -> list[Request]:
 def test_greedy_replies_are_those_of_transformers(
     vllm: VllmGenerator, peer: HuggingFaceGenerator, prompts: list[Prompt]
 ) -> None:
-    requests = [Request(prompt, (0,)) for prompt in prompts]
-    ours = dict(vllm.generate(requests, temperature=0.0, max_new_tokens=12))
-    theirs = dict(peer.generate(requests, temperature=0.0, max_new_tokens=12))
+    requests = [Request(prompt, (0,), temperature=0.0) for prompt in prompts]
+    ours = dict(vllm.generate(requests, max_new_tokens=12))
+    theirs = dict(peer.generate(requests, max_new_tokens=12))
     for index in range(len(prompts)):
         (one,), (two,) = ours[index], theirs[index]
         assert (one.text, one.tokens, one.finished) == (two.text, two.tokens, two.finished)
@@ -114,8 +114,8 @@ def test_many_options_are_scored_in_parts(
 def test_order_and_company_change_no_sampled_token(vllm: VllmGenerator, prompts: list[Prompt]) -> None:
     every = list(range(len(prompts)))
     shuffled = sorted(every, key=lambda i: seed_of("shuffle", i))[: len(every) // 2]
-    together = dict(vllm.generate(sampled(prompts, every), temperature=1.0, max_new_tokens=12))
-    apart = dict(vllm.generate(sampled(prompts, shuffled), temperature=1.0, max_new_tokens=12))
+    together = dict(vllm.generate(sampled(prompts, every), max_new_tokens=12))
+    apart = dict(vllm.generate(sampled(prompts, shuffled), max_new_tokens=12))
     for place, index in enumerate(shuffled):
         assert [one.text for one in together[index]] == [one.text for one in apart[place]]
     assert len({one.text for responses in together.values() for one in responses}) > 4
@@ -125,16 +125,43 @@ def test_the_same_requests_give_the_same_bytes_whatever_came_before(
     vllm: VllmGenerator, prompts: list[Prompt], chat: Chat
 ) -> None:
     requests = sampled(prompts, list(range(0, len(prompts), 2)))
-    list(vllm.generate(sampled(prompts, [5, 7, 9]), temperature=1.0, max_new_tokens=12))
-    after_others = list(vllm.generate(requests, temperature=1.0, max_new_tokens=12))
+    list(vllm.generate(sampled(prompts, [5, 7, 9]), max_new_tokens=12))
+    after_others = list(vllm.generate(requests, max_new_tokens=12))
     with open_vllm(BASE, SETTINGS, ENGINE, chat, None) as fresh:
-        assert list(fresh.generate(requests, temperature=1.0, max_new_tokens=12)) == after_others
+        assert list(fresh.generate(requests, max_new_tokens=12)) == after_others
+
+
+def test_what_follows_is_answered_among_the_others_as_if_it_were_asked_alone(
+    vllm: VllmGenerator, prompts: list[Prompt], chat: Chat
+) -> None:
+    """A greedy request after every other row, while others sample: the same bytes in a fresh engine."""
+    requests = sampled(prompts, list(range(len(prompts))))
+    followed: dict[int, int] = {}
+
+    def then(index: int, responses: list[Response]) -> list[Request]:
+        if index >= len(requests) or index % 2:
+            return []
+        followed[index] = len(requests) + len(followed)
+        return [Request(prompts[index], (0,), temperature=0.0)]
+
+    found = list(vllm.generate(requests, max_new_tokens=12, then=then))
+    assert sorted(index for index, _ in found) == list(range(len(requests) + len(followed)))
+    assert len(followed) == (len(requests) + 1) // 2
+    together, apart = dict(found), dict(vllm.generate(requests, max_new_tokens=12))
+    assert all([one.text for one in together[i]] == [one.text for one in apart[i]] for i in range(len(requests)))
+    greedy = [Request(prompts[index], (0,), temperature=0.0) for index in followed]
+    for place, responses in vllm.generate(greedy, max_new_tokens=12):
+        (alone,), (after,) = responses, together[list(followed.values())[place]]
+        assert (alone.text, alone.finished) == (after.text, after.finished)
+    followed.clear()
+    with open_vllm(BASE, SETTINGS, ENGINE, chat, None) as fresh:
+        assert list(fresh.generate(requests, max_new_tokens=12, then=then)) == found
 
 
 def test_samples_follow_the_models_probabilities(vllm: VllmGenerator, prompts: list[Prompt], chat: Chat) -> None:
     """The first token of many samples is distributed as the model says, on the likeliest tokens."""
     draws = 2000
-    ((_, drawn),) = vllm.generate([Request(prompts[3], tuple(range(draws)))], temperature=1.0, max_new_tokens=1)
+    ((_, drawn),) = vllm.generate([Request(prompts[3], tuple(range(draws)))], max_new_tokens=1)
     with torch.inference_mode():
         logits = load_model(BASE, SETTINGS)(input_ids=torch.tensor([chat.prompt_ids(prompts[3])])).logits
     for logprob in logits[0, -1].log_softmax(dim=-1).topk(5).values.tolist():
@@ -146,7 +173,7 @@ def test_samples_follow_the_models_probabilities(vllm: VllmGenerator, prompts: l
 def test_what_neighbours_begin_with_is_computed_once(vllm: VllmGenerator, labeled: list[Example]) -> None:
     pairs = [(question_of(row.prompt), row.labeled_reply) for row in labeled[:4]]
     alike = [with_worked_examples(row.prompt, pairs) for row in labeled[4:]]
-    list(vllm.generate(sampled(alike, list(range(len(alike)))), temperature=1.0, max_new_tokens=4))
+    list(vllm.generate(sampled(alike, list(range(len(alike)))), max_new_tokens=4))
     assert vllm.last is not None
     assert vllm.last.cached_tokens > 0.7 * vllm.last.prompt_tokens
 
@@ -176,15 +203,25 @@ def test_prompts_and_replies_are_the_tokens_of_training(labeled: list[Example], 
 def test_an_engine_that_dies_is_started_anew_once(prompts: list[Prompt], chat: Chat) -> None:
     requests = sampled(prompts, list(range(len(prompts))))
     with open_vllm(BASE, SETTINGS, ENGINE, chat, None) as generator:
-        undisturbed = dict(generator.generate(requests, temperature=1.0, max_new_tokens=12))
+        undisturbed = dict(generator.generate(requests, max_new_tokens=12))
         found: dict[int, list[Response]] = {}
-        for index, responses in generator.generate(requests, temperature=1.0, max_new_tokens=12):
+        for index, responses in generator.generate(requests, max_new_tokens=12):
             if not found:
                 kill_engine(generator)
             assert index not in found
             found[index] = responses
         assert found == undisturbed
-        hopeless = generator.generate(requests, temperature=1.0, max_new_tokens=12)
+        again = lambda index, _: [Request(prompts[index], (1,))] if index < len(prompts) else []  # noqa: E731
+        undisturbed = dict(generator.generate(requests, max_new_tokens=12, then=again))
+        found = {}
+        for index, responses in generator.generate(requests, max_new_tokens=12, then=again):
+            if len(found) == len(requests):
+                kill_engine(generator)
+            assert index not in found
+            found[index] = responses
+        assert found == undisturbed
+        assert len(found) == 2 * len(requests)
+        hopeless = generator.generate(requests, max_new_tokens=12)
         with pytest.raises(EngineDied, match="signal 9"):
             all(kill_engine(generator) for _ in hopeless)
 
@@ -202,7 +239,7 @@ def test_what_cannot_be_loaded_says_so(tmp_path: Path, chat: Chat, adapter: Path
     (other / "adapter_model.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes())
     (other / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
     with open_vllm(BASE, SETTINGS, ENGINE, chat, other) as generator, pytest.raises(ModelError, match="huggingface"):
-        next(generator.generate([Request((Message("user", "x"),), (0,))], temperature=0.0, max_new_tokens=2))
+        next(generator.generate([Request((Message("user", "x"),), (0,), temperature=0.0)], max_new_tokens=2))
 
 
 def test_transformers_takes_over_where_vllm_does_not_start(
@@ -211,14 +248,14 @@ def test_transformers_takes_over_where_vllm_does_not_start(
     """Not where the recipe asks for vLLM by name."""
     monkeypatch.setattr("semievol.backends.local.FEW_ROWS", 1)
     impossible = {"model": {"device": "cpu"}, "engine": {"tensor_parallel_size": 64}}
-    requests = [Request(labeled[0].prompt, (0,))]
+    requests = [Request(labeled[0].prompt, (0,), temperature=0.0)]
     with LocalBackend(BASE, Recipe.resolve(impossible)).generator(None, "label", 10) as generator:
         assert generator.engine == "huggingface"
-        assert list(generator.generate(requests, temperature=0.0, max_new_tokens=4))
+        assert list(generator.generate(requests, max_new_tokens=4))
     assert "vLLM, which does not start" in caplog.text
     by_name = Recipe.resolve({**impossible, "engine": {"tensor_parallel_size": 64, "name": "vllm"}})
     with LocalBackend(BASE, by_name).generator(None, "label", 10) as generator, pytest.raises(ModelError):
-        list(generator.generate(requests, temperature=0.0, max_new_tokens=4))
+        list(generator.generate(requests, max_new_tokens=4))
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ the border between two tokens that rounding could decide it is decided by the ro
 """
 
 import platform
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from semievol.backends.chat import Chat
 from semievol.backends.memory import give_back, memory_told
 from semievol.errors import ModelError
-from semievol.ports import Request, Response
+from semievol.ports import Request, Response, Then, nothing_more
 from semievol.prompts import Prompt
 from semievol.recipe import ModelSettings
 
@@ -113,20 +114,29 @@ class HuggingFaceGenerator:
 
     @torch.inference_mode()
     def generate(
-        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+        self, requests: Sequence[Request], *, max_new_tokens: int, then: Then = nothing_more
     ) -> Iterator[tuple[int, list[Response]]]:
         """See `ports.Generator`."""
-        prompts = self._tokenised([request.prompt for request in requests])
-        widths = [len(request.seeds) for request in requests]
-        for batch in self._batches(prompts, widths, max_new_tokens):
-            rows = [place for place, index in enumerate(batch) for _ in requests[index].seeds]
-            seeds = [seed for index in batch for seed in requests[index].seeds]
+        asked = list(requests)
+        prompts = self._tokenised([request.prompt for request in asked])
+        queue = _Queue(prompts)
+        while queue:
+            batch = queue.take(self.batch_tokens, [len(request.seeds) for request in asked], max_new_tokens)
+            rows = [place for place, index in enumerate(batch) for _ in asked[index].seeds]
+            seeds = [seed for index in batch for seed in asked[index].seeds]
             starts = [prompts[batch[place]] for place in rows]
+            temperatures = torch.tensor([asked[batch[place]].temperature for place in rows], dtype=torch.float64)
             with memory_told("generation", len(batch)):
                 prefilled = self._prefill([prompts[index] for index in batch]).select(torch.tensor(rows))
-                drawn = iter(self._decode(prefilled, starts, seeds, temperature, max_new_tokens))
+                drawn = iter(self._decode(prefilled, starts, seeds, temperatures, max_new_tokens))
             for index in batch:
-                yield index, [next(drawn) for _ in requests[index].seeds]
+                responses = [next(drawn) for _ in asked[index].seeds]
+                more = then(index, responses)
+                for prompt in self._tokenised([request.prompt for request in more]):
+                    queue.add(prompt)
+                    prompts.append(prompt)
+                asked += more
+                yield index, responses
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
@@ -134,7 +144,9 @@ class HuggingFaceGenerator:
         ids = self._tokenised(prompts)
         endings = {key: self.chat.distinguishing(key) for key in {tuple(row) for row in options}}
         widths = [1 + sum(len(ending) > 1 for ending in endings[tuple(row)]) for row in options]
-        for batch in self._batches(ids, widths, 1):
+        queue = _Queue(ids)
+        while queue:
+            batch = queue.take(self.batch_tokens, widths, 1)
             with memory_told("generation", len(batch)):
                 scores = self._scores([ids[index] for index in batch], [endings[tuple(options[i])] for i in batch])
             for index, row in zip(batch, scores, strict=True):
@@ -159,21 +171,6 @@ class HuggingFaceGenerator:
         for (place, column, _), rest in zip(pairs, self._continue(prefilled, pairs), strict=True):
             scores[place][column] += rest
         return scores
-
-    def _batches(self, prompts: Sequence[list[int]], widths: Sequence[int], new_tokens: int) -> Iterator[list[int]]:
-        """Indices of rows that go together: alike in length, the longest first, within the token budget."""
-        batch: list[int] = []
-        used = 0
-        for index in sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index)):
-            cost = (len(prompts[batch[0]] if batch else prompts[index]) + new_tokens) * widths[index]
-            if batch and used + cost > self.batch_tokens:
-                yield batch
-                batch, used = [], 0
-                cost = (len(prompts[index]) + new_tokens) * widths[index]
-            batch.append(index)
-            used += cost
-        if batch:
-            yield batch
 
     def _prefill(self, prompts: list[list[int]]) -> "_State":
         """Run the prompts through the model; what all of them begin with only once."""
@@ -208,10 +205,10 @@ class HuggingFaceGenerator:
         return _State(state.cache, state.mask, logits.float().log_softmax(dim=-1))
 
     def _decode(
-        self, state: "_State", prompts: Sequence[list[int]], seeds: Sequence[int], temperature: float, limit: int
+        self, state: "_State", prompts: Sequence[list[int]], seeds: Sequence[int], temperatures: Tensor, limit: int
     ) -> list[Response]:
-        """Draw one response a row. Finished rows leave the batch once they are half of it."""
-        uniforms = _uniforms(seeds, limit) if temperature > 0 else None
+        """Draw one response a row, at `temperatures` [rows]. Finished rows leave the batch once they are half of it."""
+        uniforms = _uniforms(seeds, limit) if temperatures.any() else torch.zeros(len(seeds), limit)
         stop = torch.tensor(sorted(self.chat.stop_ids))
         rows = torch.arange(len(seeds))
         tokens: list[list[int]] = [[] for _ in seeds]
@@ -219,14 +216,13 @@ class HuggingFaceGenerator:
         finished = [False] * len(seeds)
         alive = torch.ones(len(seeds), dtype=torch.bool)
         for step in range(limit):
-            at = uniforms[rows, step] if uniforms is not None else None
-            chosen, close = _choose(state.logprobs, temperature, at)
+            at, tempered = uniforms[rows, step], temperatures[rows]
+            chosen, close = _choose(state.logprobs, tempered, at)
             if self.model.dtype == torch.float32:
                 for place in (close.cpu() & alive).nonzero()[:, 0].tolist():
                     row = int(rows[place])
                     alone = self._alone(prompts[row] + tokens[row])
-                    again = None if at is None else at[place : place + 1]
-                    chosen[place] = _choose(alone, temperature, again)[0][0]
+                    chosen[place] = _choose(alone, tempered[place : place + 1], at[place : place + 1])[0][0]
             logprob = state.logprobs.gather(1, chosen[:, None])[:, 0].cpu().tolist()
             chosen = chosen.cpu()
             for place, (row, token) in enumerate(zip(rows.tolist(), chosen.tolist(), strict=True)):
@@ -276,6 +272,34 @@ class HuggingFaceGenerator:
         ]
 
 
+class _Queue:
+    """Rows that wait for their batch, by index, in the order of their length in tokens."""
+
+    def __init__(self, prompts: Sequence[list[int]]) -> None:
+        self.known = len(prompts)
+        self.waiting = sorted((len(prompt), -index) for index, prompt in enumerate(prompts))
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting)
+
+    def add(self, prompt: list[int]) -> None:
+        """One more row, whose index is the next."""
+        insort(self.waiting, (len(prompt), -self.known))
+        self.known += 1
+
+    def take(self, most: int, widths: Sequence[int], new_tokens: int) -> list[int]:
+        """Rows that go together: alike in length, the longest first, as wide as told, at least one in `most` tokens."""
+        batch, used, longest = list[int](), 0, self.waiting[-1][0]
+        while self.waiting:
+            index = -self.waiting[-1][1]
+            used += (longest + new_tokens) * widths[index]
+            if batch and used > most:
+                break
+            batch.append(index)
+            self.waiting.pop()
+        return batch
+
+
 @dataclass(slots=True)
 class _State:
     """Rows in flight: their keys and values, mask [rows, tokens] and last log-probabilities [rows, vocabulary]."""
@@ -299,15 +323,30 @@ def _uniforms(seeds: Sequence[int], steps: int) -> Tensor:
     return torch.from_numpy(np.stack(draws))
 
 
-def _choose(logprobs: Tensor, temperature: float, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
+def _choose(logprobs: Tensor, temperatures: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Next tokens [rows], and which of them were a close call.
 
-    The likeliest token, or the one at which the tempered cumulative distribution passes the row's uniform number.
+    The likeliest token where the temperature is 0; else the one at which the tempered cumulative distribution passes
+    the row's uniform number.
     """
-    if uniforms is None:
-        best = logprobs.topk(2, dim=-1)
-        return best.indices[:, 0], best.values[:, 0] - best.values[:, 1] < CLOSE_DRAW
-    mass = (logprobs.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    greedy = temperatures == 0
+    if greedy.all():
+        return _likeliest(logprobs)
+    if greedy.any():
+        (best, near), (drawn, close) = _likeliest(logprobs), _drawn(logprobs, temperatures + greedy, uniforms)
+        greedy = greedy.to(logprobs.device)
+        return torch.where(greedy, best, drawn), torch.where(greedy, near, close)
+    return _drawn(logprobs, temperatures, uniforms)
+
+
+def _likeliest(logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    best = logprobs.topk(2, dim=-1)
+    return best.indices[:, 0], best.values[:, 0] - best.values[:, 1] < CLOSE_DRAW
+
+
+def _drawn(logprobs: Tensor, temperatures: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    tempered = logprobs.double() / temperatures.to(logprobs.device)[:, None]
+    mass = tempered.softmax(dim=-1).cumsum(dim=-1)
     threshold = uniforms.to(mass.device)[:, None] * mass[:, -1:]
     chosen = torch.searchsorted(mass, threshold, right=True).clamp(max=mass.shape[-1] - 1)
     above = mass.gather(1, chosen) - threshold

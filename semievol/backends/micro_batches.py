@@ -8,16 +8,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
-OVERHEAD_TOKENS = {"cpu": 64, "cuda": 1_024}
-"""How many tokens could be computed while a micro-batch is started, by device type. On a CPU 64 to 128 were best for
-the demo's model, and one of 60 million parameters would be up to a tenth faster with 6; for CUDA an estimate."""
+LAYER_START = {"cpu": 1.3e7, "cuda": 1.25e11}
+"""How many weights could meet a token while a layer is started, by device type. On a CPU 64 to 128 tokens to start a
+micro-batch were best for the demo's model and 6 for one of 60 million parameters; for CUDA an estimate: 500 tokens for
+32 layers of 8 billion parameters."""
 
 
-def overhead_of(device: torch.device) -> int:
-    """What starting a micro-batch costs on the device, in tokens."""
-    return OVERHEAD_TOKENS.get(device.type, 1_024)
+def overhead_of(model: PeftModel) -> int:
+    """What starting a micro-batch costs the model on its device, in tokens: many for many small layers."""
+    base: Any = model.get_base_model()
+    start = LAYER_START.get(base.device.type, LAYER_START["cuda"])
+    return int(start * base.config.get_text_config().num_hidden_layers / base.num_parameters(exclude_embeddings=True))
 
 
 def split(lengths: Sequence[int], most: int, overhead: int) -> list[list[int]]:

@@ -90,7 +90,7 @@ class LoraTrainer:
                 data_collator=StepCollator(
                     self.chat.tokenizer.pad_token_id,
                     most=micro * max(len(item["input_ids"]) for item in dataset),
-                    overhead=overhead_of(model.device),
+                    overhead=overhead_of(model),
                 ),
                 callbacks=[_Watch(progress)],
             )

@@ -10,13 +10,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,10 +27,10 @@ from scipy.special import log_softmax
 from semievol.backends.chat import Chat, config_of
 from semievol.backends.huggingface import device_of, dtype_of
 from semievol.backends.memory import give_back
-from semievol.backends.vllm_engine import MAX_SCORED_TOKENS, End, Failed, Query, Ready, Start, Written
+from semievol.backends.vllm_engine import MAX_SCORED_TOKENS, End, Failed, Following, Query, Ready, Start, Written
 from semievol.backends.vllm_loader import ADAPTER, LOAD_FORMAT
 from semievol.errors import EngineDied, ModelError, OutOfMemory
-from semievol.ports import Request, Response
+from semievol.ports import Request, Response, Then, nothing_more
 from semievol.prompts import Prompt
 from semievol.recipe import EngineSettings, ModelSettings
 
@@ -40,6 +42,9 @@ BLOCK_TOKENS = 32
 """On a CPU: tokens of a block of the prefix cache. vLLM's own 128 there is longer than many prompts."""
 CACHE_SHARE = 0.25
 """On a CPU: the most of the free memory that the keys and values may take."""
+T = TypeVar("T")
+Queries = Iterator[list[Query]]
+"""Made while they are sent: a row's at a time."""
 _PROGRAM = "import sys; from semievol.backends.vllm_engine import serve; serve(int(sys.argv[1]))"
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # requests then reach the scheduler in the order that we give them
@@ -158,60 +163,56 @@ class VllmGenerator:
         return self.chat.fits(prompt, self.max_length - max_new_tokens)
 
     def generate(
-        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int
+        self, requests: Sequence[Request], *, max_new_tokens: int, then: Then = nothing_more
     ) -> Iterator[tuple[int, list[Response]]]:
         """See `ports.Generator`."""
-        asked: list[tuple[int, int]] = []
+        drawing = _Drawing(self, requests, max_new_tokens, then)
+        for _ in self._run(drawing.begin, drawing.follow):
+            yield from drawing.finished()
 
-        def queries() -> Iterator[list[Query]]:
-            asked.clear()
-            for index, ids in self._tokenised([request.prompt for request in requests]):
-                seeds = requests[index].seeds
-                asked.extend((index, nth) for nth in range(len(seeds)))
-                yield [Query(ids, max_new_tokens, temperature, seed, self.stop) for seed in seeds]
+    def queries(self, index: int, request: Request, prompt: list[int], max_new_tokens: int) -> list[Query]:
+        """What the engine is asked for a request, a sample each. `prompt`: its tokens."""
+        return [
+            Query((index, nth), prompt, max_new_tokens, request.temperature, seed, self.stop)
+            for nth, seed in enumerate(request.seeds)
+        ]
 
-        drawn: dict[int, dict[int, Response]] = {}
-        for written in self._run(queries):
-            index, nth = asked[written.place]
-            responses = drawn.setdefault(index, {})
-            responses[nth] = Response(
-                self.chat.decode(written.tokens),
-                tuple(written.logprobs),
-                self.chat.token_texts(written.tokens),
-                written.finished,
-            )
-            if len(responses) == len(requests[index].seeds):
-                yield index, [response for _, response in sorted(drawn.pop(index).items())]
+    def response(self, written: Written) -> Response:
+        """What the engine wrote, read."""
+        texts = self.chat.token_texts(written.tokens)
+        return Response(self.chat.decode(written.tokens), tuple(written.logprobs), texts, written.finished)
 
     def score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
         """See `ports.Generator`. Where options begin alike, the prompt is asked again with what they share."""
         endings = {key: self.chat.distinguishing(key) for key in {tuple(row) for row in options}}
         branches = {key: _branches(found) for key, found in endings.items()}
-        asked: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
 
-        def queries() -> Iterator[list[Query]]:
-            asked.clear()
-            for index, ids in self._tokenised(prompts):
+        def begin() -> Queries:
+            for index, ids in self.tokenised(prompts):
+                of_row = enumerate(branches[tuple(options[index])])
+                yield [Query((index, nth), [*ids, *shared], scored=tokens) for nth, (shared, tokens) in of_row]
+
+        told = defaultdict[int, dict[int, list[float]]](dict)
+        done: set[int] = set()
+        for message in self._run(begin, lambda _: iter(())):
+            for written in message:
+                index, nth = written.place
                 of_row = branches[tuple(options[index])]
-                asked.extend((index, shared, tokens) for shared, tokens in of_row)
-                yield [Query([*ids, *shared], scored=tokens) for shared, tokens in of_row]
+                told[index][nth] = written.logprobs
+                if len(told[index]) == len(of_row) and index not in done:
+                    done.add(index)
+                    known = {
+                        (*shared, token): logprob
+                        for (shared, scored), logprobs in zip(of_row, _in_order(told.pop(index)), strict=True)
+                        for token, logprob in zip(scored, logprobs, strict=True)
+                    }
+                    scores = [
+                        sum(known[tuple(ending[:length])] for length in range(1, len(ending) + 1))
+                        for ending in endings[tuple(options[index])]
+                    ]
+                    yield index, log_softmax(np.array(scores, dtype=np.float64)).tolist()
 
-        left = [len(branches[tuple(row)]) for row in options]
-        told: dict[int, dict[tuple[int, ...], float]] = {}
-        for written in self._run(queries):
-            index, shared, scored = asked[written.place]
-            known = told.setdefault(index, {})
-            known.update({(*shared, token): logprob for token, logprob in zip(scored, written.logprobs, strict=True)})
-            left[index] -= 1
-            if not left[index]:
-                known = told.pop(index)
-                scores = [
-                    sum(known[tuple(ending[:length])] for length in range(1, len(ending) + 1))
-                    for ending in endings[tuple(options[index])]
-                ]
-                yield index, log_softmax(np.array(scores, dtype=np.float64)).tolist()
-
-    def _tokenised(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[int]]]:
+    def tokenised(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[int]]]:
         """Index and tokens of each prompt, those that begin alike as neighbours; a few at a time."""
         order = prefix_order(prompts)
         for start in range(0, len(order), TOKENISED_AT_ONCE):
@@ -220,23 +221,19 @@ class VllmGenerator:
             self.prompt_tokens += sum(map(len, ids))
             yield from zip(some, ids, strict=True)
 
-    def _run(self, queries: Callable[[], Iterator[list[Query]]]) -> Iterator[Written]:
-        """What the engine writes, each once. If it dies, all is asked again in a fresh process, once."""
-        told: set[int] = set()
+    def _run(self, begin: Callable[[], Queries], follow: Callable[[list[Written]], Queries]) -> Iterator[list[Written]]:
+        """What the engine writes. If it dies, all is asked again in a fresh process, once, and written again."""
         ended = False
         try:
             for attempt in (1, 2):
                 try:
                     self.load()
                     assert self._process is not None
-                    for message in self._process.ask(queries()):
+                    for message in self._process.ask(begin(), follow):
                         if isinstance(message, End):
                             self.last, ended = message, True
                             return
-                        for written in message:
-                            if written.place not in told:
-                                told.add(written.place)
-                                yield written
+                        yield message
                 except EngineDied:
                     self.close()
                     if attempt == 2:
@@ -250,6 +247,51 @@ class VllmGenerator:
         if self._process is not None:
             self._process.close()
             self._process = None
+
+
+class _Drawing:
+    """One call of `generate`: what is asked, also because of what was drawn, and what came back so far."""
+
+    def __init__(self, generator: VllmGenerator, requests: Sequence[Request], max_new_tokens: int, then: Then) -> None:
+        self.generator, self.max_new_tokens, self.then = generator, max_new_tokens, then
+        self.asked, self.first = list(requests), len(requests)
+        self.drawn = defaultdict[int, dict[int, Response]](dict)
+        self.following: dict[int, range] = {}  # which requests came of each that is answered
+        self.heard = Counter[int]()
+
+    def begin(self) -> Queries:
+        """What a fresh engine is asked."""
+        self.heard.clear()
+        return self._queries(range(self.first))
+
+    def follow(self, message: list[Written]) -> Queries:
+        """What is asked because of a message. An engine that was started anew is asked again what had followed."""
+        more: list[int] = []
+        for written in message:
+            index, nth = written.place
+            self.heard[index] += 1
+            if index not in self.following:
+                self.drawn[index][nth] = self.generator.response(written)
+            if self.heard[index] == len(self.asked[index].seeds):
+                more += self._following(index)
+        return self._queries(more)
+
+    def _following(self, index: int) -> range:
+        if index not in self.following:
+            known = len(self.asked)
+            self.asked.extend(self.then(index, _in_order(self.drawn[index])))
+            self.following[index] = range(known, len(self.asked))
+        return self.following[index]
+
+    def finished(self) -> Iterator[tuple[int, list[Response]]]:
+        """The requests that are answered, each once."""
+        for index in [index for index in self.drawn if index in self.following]:
+            yield index, _in_order(self.drawn.pop(index))
+
+    def _queries(self, indices: Sequence[int]) -> Queries:
+        for place, ids in self.generator.tokenised([self.asked[index].prompt for index in indices]):
+            index = indices[place]
+            yield self.generator.queries(index, self.asked[index], ids, self.max_new_tokens)
 
 
 class _Process:
@@ -274,6 +316,7 @@ class _Process:
             )
         self.connection = Connection(ours.detach())
         self.ready, self.failure, self.asking = False, None, None
+        self.following = SimpleQueue[Queries | None]()
         try:
             self._send(start)
             self._hear()
@@ -282,22 +325,24 @@ class _Process:
             raise
         self.ready = True
 
-    def ask(self, queries: Iterator[list[Query]]) -> Iterator[list[Written] | End]:
+    def ask(self, queries: Queries, follow: Callable[[list[Written]], Queries]) -> Iterator[list[Written] | End]:
         """What the engine answers, the end included. Queries are made and sent while it answers others."""
         self.asking = threading.Thread(target=self._send_all, args=(queries,), name="vllm-queries", daemon=True)
         self.asking.start()
         try:
-            message: Any = None
-            while not isinstance(message, End):
-                message = self._hear()
+            while not isinstance(message := self._hear(), End):
+                self.following.put(follow(message))
                 yield message
+            self._stop_asking()
+            yield message
         except EngineDied:
-            self.asking.join()
+            self._stop_asking()
             if self.failure is not None:
                 raise self.failure from None
             raise
 
-    def _send_all(self, queries: Iterator[list[Query]]) -> None:
+    def _send_all(self, queries: Queries) -> None:
+        """All queries, and between and after them those that follow, up to None."""
         try:
             some: list[Query] = []
             for of_row in queries:
@@ -305,13 +350,27 @@ class _Process:
                 if len(some) >= SENT_AT_ONCE:
                     self.connection.send(some)
                     some = []
+                    while not self.following.empty():
+                        self._send_following(self.following.get())
             self.connection.send(some)
             self.connection.send(None)
+            while (more := self.following.get()) is not None:
+                self._send_following(more)
         except OSError:
             pass  # who listens hears that the process is gone
         except Exception as error:  # noqa: BLE001  -- the thread's outermost frame; the error is raised by `ask`
             self.failure = error
             self.process.kill()
+
+    def _send_following(self, more: Queries | None) -> None:
+        if more is not None:
+            self.connection.send(Following([query for of_row in more for query in of_row]))
+
+    def _stop_asking(self) -> None:
+        if self.asking is not None:
+            self.following.put(None)
+            self.asking.join()
+            self.asking = None
 
     def _send(self, message: Any) -> None:
         try:
@@ -344,10 +403,13 @@ class _Process:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        if self.asking is not None:
-            self.asking.join()  # before its connection is closed under it
+        self._stop_asking()  # before its connection is closed under it
         self.connection.close()
         self.log.close()
+
+
+def _in_order(numbered: dict[int, T]) -> list[T]:
+    return [one for _, one in sorted(numbered.items())]
 
 
 def prefix_order(prompts: Sequence[Prompt]) -> list[int]:

@@ -1,14 +1,15 @@
 """vLLM's offline engine, in a process of its own.
 
 The other side is `vllm.py`; they exchange the messages below over a socket: a Start, then lists of queries up to None,
-again and again. What is computed together depends on the order of the queries alone, not on when they come, so equal
-queries give equal numbers. When this process ends, all of its memory is free.
+again and again. To each list of what was written it answers with the queries that follow from it. What is computed
+together depends on the queries and their order alone, not on when they come, so equal queries give equal numbers. When
+this process ends, all of its memory is free.
 """
 
 import signal
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,6 +18,8 @@ from semievol.backends.vllm_loader import register
 
 MAX_SCORED_TOKENS = 128
 """vLLM's limit of tokens whose log-probability one request may ask for."""
+LAG = 4
+"""Lists of written completions that the engine goes on after, before it waits for what follows from the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +32,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One completion of a prompt.
+    """One completion of a prompt. `place`: whose it is, to who asks.
 
     `scored`: tokens whose log-probability right after the prompt is asked for; then nothing is written.
     """
 
+    place: tuple[int, int]
     prompt: list[int]
     max_tokens: int = 1
     temperature: float = 0.0
@@ -43,10 +47,17 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What became of the query at `place`. `logprobs`: nats, of `tokens`, or of the query's `scored` ones."""
+class Following:
+    """The queries that follow from one list of written completions. They go before others that wait."""
 
-    place: int
+    queries: list[Query]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of the query of `place`. `logprobs`: nats, of `tokens`, or of the query's `scored` ones."""
+
+    place: tuple[int, int]
     tokens: list[int]
     logprobs: list[float]
     finished: bool
@@ -84,8 +95,44 @@ class _Tally:
 
 
 @dataclass(slots=True)
+class _Inbox:
+    """What is asked: queries up to None, and between and after them what follows from each list that was written."""
+
+    connection: Connection
+    asked: deque[Query] = field(default_factory=deque)
+    answers: deque[list[Query]] = field(default_factory=deque)
+    ended: bool = False
+
+    def begin(self) -> None:
+        """Wait for the first queries of the next question."""
+        self.asked, self.answers, self.ended = deque(), deque(), False
+        self._hear()
+
+    def next(self) -> Query | None:
+        """The query that is next in line; None if there is none for now. Waits where more were announced."""
+        while not self.asked and not self.ended:
+            self._hear()
+        return self.asked.popleft() if self.asked else None
+
+    def follow(self) -> None:
+        """Put first in line what follows from the oldest list that was not answered yet."""
+        while not self.answers:
+            self._hear()
+        self.asked.extendleft(reversed(self.answers.popleft()))
+
+    def _hear(self) -> None:
+        message = self.connection.recv()
+        if isinstance(message, Following):
+            self.answers.append(message.queries)
+        elif message is None:
+            self.ended = True
+        else:
+            self.asked.extend(message)
+
+
+@dataclass(slots=True)
 class Engine:
-    """A loaded engine that answers lists of queries."""
+    """A loaded engine that answers queries."""
 
     start: Start
     engine: Any = field(init=False)
@@ -97,29 +144,28 @@ class Engine:
         register()
         self.engine = LLMEngine.from_engine_args(EngineArgs(**self.start.engine))
 
-    def answer(self, queries: Iterator[Query]) -> Iterator[list[Written] | End]:
+    def answer(self, inbox: _Inbox) -> Iterator[list[Written] | End]:
         """What is finished, as it is finished, and the end. Waits for a query where the queue has room for it."""
         self.engine.reset_prefix_cache()  # what earlier queries left must not decide what is computed together
-        tally, coming = _Tally(), enumerate(queries)
+        tally, unanswered, added = _Tally(), 0, 0
         under_way: dict[int, Query] = {}
         while True:
-            for place, query in islice(coming, self.start.queue - len(under_way)):
-                self.engine.add_request(str(place), {"prompt_token_ids": query.prompt}, _sampling(query))
-                under_way[place] = query
+            while unanswered > (LAG if under_way else 0):
+                inbox.follow()
+                unanswered -= 1
+            while len(under_way) < self.start.queue and (query := inbox.next()):
+                self.engine.add_request(str(added), {"prompt_token_ids": query.prompt}, _sampling(query))
+                under_way[added] = query
+                added += 1
             if not under_way:
                 break
             done = [output for output in self.engine.step() if output.finished]
             for output in done:
                 tally.see(output)
             if done:
-                yield [_written(output, under_way) for output in done]
+                yield [_written(output, under_way.pop(int(output.request_id))) for output in done]
+                unanswered += 1
         yield End(tally.prompt_tokens, tally.cached_tokens)
-
-
-def _more(connection: Connection) -> Iterator[Query]:
-    """The queries that follow, up to None."""
-    while (queries := connection.recv()) is not None:
-        yield from queries
 
 
 def _sampling(query: Query) -> Any:
@@ -143,15 +189,15 @@ def _sampling(query: Query) -> Any:
     )
 
 
-def _written(finished: Any, under_way: dict[int, Query]) -> Written:
-    place, output = int(finished.request_id), finished.outputs[0]
+def _written(finished: Any, query: Query) -> Written:
+    output = finished.outputs[0]
     told, tokens = output.logprobs, list(output.token_ids)
-    if scored := under_way.pop(place).scored:
+    if query.scored:
         known = dict(zip(told.token_ids, told.logprobs, strict=True))
-        return Written(place, [], [float(known[token]) for token in scored], True)
+        return Written(query.place, [], [float(known[token]) for token in query.scored], True)
     # the first of each position is the token that was drawn
     logprobs = [float(told.logprobs[start]) for start in told.start_indices]
-    return Written(place, tokens, logprobs, output.finish_reason == "stop")
+    return Written(query.place, tokens, logprobs, output.finish_reason == "stop")
 
 
 def serve(handle: int) -> None:
@@ -161,9 +207,10 @@ def serve(handle: int) -> None:
     try:
         engine = Engine(connection.recv())
         connection.send(Ready())
+        inbox = _Inbox(connection)
         while True:
-            first = connection.recv()
-            for message in engine.answer(chain(first or (), _more(connection) if first is not None else ())):
+            inbox.begin()
+            for message in engine.answer(inbox):
                 connection.send(message)
     except (EOFError, BrokenPipeError):
         return  # nobody asks any more
