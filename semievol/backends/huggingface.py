@@ -10,6 +10,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ class HuggingFaceGenerator:
             rows = [place for place, index in enumerate(batch) for _ in requests[index].seeds]
             seeds = [seed for index in batch for seed in requests[index].seeds]
             starts = [prompts[batch[place]] for place in rows]
-            with memory_told("generation", len(batch)):
+            with memory_told("generation", partial(len, batch)):
                 prefilled = self._prefill([prompts[index] for index in batch]).select(torch.tensor(rows))
                 drawn = iter(self._decode(prefilled, starts, seeds, temperature, max_new_tokens))
             for index in batch:
@@ -135,7 +136,7 @@ class HuggingFaceGenerator:
         endings = {key: self.chat.distinguishing(key) for key in {tuple(row) for row in options}}
         widths = [1 + sum(len(ending) > 1 for ending in endings[tuple(row)]) for row in options]
         for batch in self._batches(ids, widths, 1):
-            with memory_told("generation", len(batch)):
+            with memory_told("generation", partial(len, batch)):
                 scores = self._scores([ids[index] for index in batch], [endings[tuple(options[i])] for i in batch])
             for index, row in zip(batch, scores, strict=True):
                 yield index, torch.log_softmax(torch.tensor(row, dtype=torch.float64), dim=0).tolist()

@@ -8,7 +8,7 @@ allocator, the retrieval model, and what else runs on the GPU. vLLM takes its sh
 
 from semievol.estimates.sizes import ModelSize
 from semievol.estimates.work import Shape
-from semievol.recipe import LoraSettings, Recipe, TrainingSettings
+from semievol.recipe import LoraSettings, ModelSettings, Recipe, TrainingSettings
 
 RUNTIME_BYTES = 1024**3
 """CUDA's context and the libraries' workspaces, roughly."""
@@ -34,13 +34,20 @@ def _trainings(recipe: Recipe, shape: Shape) -> list[TrainingSettings]:
 
 def _training(size: ModelSize, settings: TrainingSettings, recipe: Recipe, shape: Shape) -> int:
     rows = settings.micro_batch_size or settings.batch_size
-    tokens = rows * min(shape.longest, recipe.model.max_length)
-    logits = rows * (shape.longest_reply + 1) * size.vocabulary * _LOGIT_BYTES
-    block = kept_of_a_block(size, settings.lora) * _WEIGHT_BYTES[recipe.model.dtype]
+    tokens, labels = rows * min(shape.longest, recipe.model.max_length), rows * (shape.longest_reply + 1)
+    kept = micro_batch_bytes(size, recipe.model, settings, tokens, labels)
+    return size.adapter_parameters(settings.lora) * _ADAPTER_BYTES + kept
+
+
+def micro_batch_bytes(
+    size: ModelSize, model: ModelSettings, settings: TrainingSettings, tokens: int, labels: int
+) -> int:
+    """What a micro-batch of so many tokens, padding included, and labels leaves for the backward pass."""
+    block = kept_of_a_block(size, settings.lora) * _WEIGHT_BYTES[model.dtype]
     kept = block * size.layers
     if settings.gradient_checkpointing:  # the input of each block, and one block that is computed again
-        kept = block + size.layers * size.hidden * _WEIGHT_BYTES[recipe.model.dtype]
-    return size.adapter_parameters(settings.lora) * _ADAPTER_BYTES + tokens * kept + logits
+        kept = block + size.layers * size.hidden * _WEIGHT_BYTES[model.dtype]
+    return tokens * kept + labels * size.vocabulary * _LOGIT_BYTES
 
 
 def kept_of_a_block(size: ModelSize, lora: LoraSettings) -> int:
