@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from semievol.backends.chat import Chat
 from semievol.backends.memory import give_back, memory_told
+from semievol.backends.quantization import quantised
 from semievol.errors import ModelError
 from semievol.ports import Request, Response
 from semievol.prompts import Prompt
@@ -65,19 +67,21 @@ def dtype_of(settings: ModelSettings) -> torch.dtype:
 def load_model(model: str, settings: ModelSettings) -> PreTrainedModel:
     """The base model on its device, from safetensors only. Raises ModelError if it cannot be loaded."""
     give_back()
+    dtype, device = dtype_of(settings), device_of(settings)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             model,
             revision=settings.revision,
-            dtype=dtype_of(settings),
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation="sdpa",
+            **quantised(settings, dtype, device),
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"the model {model} cannot be loaded: {error}") from error
     assert isinstance(loaded, PreTrainedModel)
-    nn.Module.to(loaded, device_of(settings))
+    nn.Module.to(loaded, device)
     nn.Module.eval(loaded)
     return loaded
 
@@ -86,13 +90,15 @@ def load_model(model: str, settings: ModelSettings) -> PreTrainedModel:
 def open_generator(
     model: str, settings: ModelSettings, chat: Chat, adapter: Path | None, *, halvings: int = 0
 ) -> "Iterator[HuggingFaceGenerator]":
-    """A generator over the base model, the adapter merged into its weights; not to be used after the end.
+    """A generator over the base model, the adapter merged into its weights unless these have 4 bits.
 
-    `halvings`: how often its batches are cut in half.
+    Not to be used after the end. `halvings`: how often its batches are cut in half.
     """
     loaded = load_model(model, settings)
     if adapter is not None:
-        loaded = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
+        adapted: Any = PeftModel.from_pretrained(loaded, str(adapter))
+        # Merged, the adapter would be rounded to 4 bits, which is coarser than most of its updates.
+        loaded = adapted.merge_and_unload() if settings.quantization == "none" else adapted.get_base_model()
     yield HuggingFaceGenerator(loaded, chat, settings.max_length, batch_tokens_of(loaded.device) >> halvings)
 
 

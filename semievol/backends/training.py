@@ -121,7 +121,8 @@ class LoraTrainer:
         """SHA-256 over what decides the result. How a batch is cut up does not: an attempt may cut it smaller."""
         recipe = settings.model_dump_json(exclude={"micro_batch_size", "gradient_checkpointing"})
         start = sha256_of(start_from / WEIGHTS) if start_from else None
-        digest = hashlib.sha256(repr((self.model, self.settings.max_length, recipe, seed, start)).encode())
+        decisive = (self.model, self.settings.quantization, self.settings.max_length, recipe, seed, start)
+        digest = hashlib.sha256(repr(decisive).encode())
         for row in rows:
             digest.update(repr(row).encode())
         return digest.hexdigest()
