@@ -2,7 +2,7 @@
 # Three images from one file; docs/operating.md says how they are run:
 #   docker build --target api .          HTTP, migrations, the client `semievol jobs`; no torch
 #   docker build --target worker-cpu .   the work, with torch for CPUs
-#   docker build --target worker-gpu .   the work, with torch for CUDA, and vLLM
+#   docker build --target worker-gpu .   the work, with torch for CUDA, vLLM, and bitsandbytes for models in 4 bits
 # Only the build stages have compilers, and nothing of them but /opt/venv reaches an image.
 
 ARG PYTHON_VERSION=3.11
@@ -73,7 +73,7 @@ RUN pip install --no-deps /wheel/*.whl
 # `--build-arg ENGINE=` leaves vLLM out.
 FROM build-worker AS build-worker-gpu
 ARG ENGINE=vllm
-RUN pip install --constraint constraints.txt --requirement requirements.txt ${ENGINE}
+RUN pip install --constraint constraints.txt --requirement requirements.txt bitsandbytes ${ENGINE}
 COPY --from=wheel /wheel /wheel
 RUN pip install --no-deps /wheel/*.whl
 

@@ -30,6 +30,11 @@ class ModelSettings(_Settings):
         "auto", description="Number format of the weights; auto is bfloat16 on a GPU and float32 on a CPU."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    quantization: Literal["none", "nf4"] = Field(
+        "none",
+        description="nf4: the base model's matrices in 4 bits (QLoRA) wherever transformers holds it, for a GPU that "
+        "is small for the model; needs the extra qlora. vLLM then answers only if engine.name is vllm, in full.",
+    )
     max_length: int = Field(1024, ge=16, description="Longest prompt and reply together, in tokens.")
 
 
@@ -197,6 +202,11 @@ class Recipe(_Settings):
         except ValidationError as error:
             lines = [f"  {'.'.join(map(str, e['loc'])) or 'recipe'}: {_reason(e['msg'])}" for e in error.errors()]
             raise RecipeError("\n".join(["the recipe cannot be used:", *lines])) from None
+
+    @property
+    def may_take_vllm(self) -> bool:
+        """Whether vLLM may answer. It holds no model in 4 bits: where one is asked for, only if it is named."""
+        return self.engine.name == "vllm" or (self.engine.name == "auto" and self.model.quantization == "none")
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its dotted name."""

@@ -72,7 +72,7 @@ def _show_files(report: Report, output: Path, console: Console) -> None:
             _say(console, f"{label + ':':<14} {output / name}")
     console.print()
     _say(console, "Load the adapter in Python:")
-    for line in wording.load_lines(base, adapter):
+    for line in wording.load_lines(report, base, adapter):
         _say(console, f"  {line}")
     _say(console, "or serve it (model name semievol):")
     _say(console, "  " + " ".join(wording.serve_command(report, base, adapter)))

@@ -482,17 +482,25 @@ def commands(report: Report) -> dict[str, str]:
     """How to `load` the adapter in Python and to `serve` it, where it lies in the folder `adapter`."""
     base = report["provenance"]["inputs"]["model"]
     return {
-        "load": "\n".join(load_lines(base, "adapter")),
+        "load": "\n".join(load_lines(report, base, "adapter")),
         "serve": " \\\n  ".join(serve_command(report, base, "adapter")),
     }
 
 
-def load_lines(base: str, adapter: str) -> list[str]:
-    """Python lines that load the adapter with PEFT."""
+def load_lines(report: Report, base: str, adapter: str) -> list[str]:
+    """Python lines that load the adapter with PEFT, on the base model as it was trained on."""
+    quantised = report["recipe"]["model"].get("quantization") == "nf4"
+    nf4 = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": report["provenance"].get("dtype", "bfloat16"),
+    }
     return [
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f"base = AutoModelForCausalLM.from_pretrained({base!r})",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if quantised else ""),
+        *([f"nf4 = BitsAndBytesConfig(**{nf4!r})"] if quantised else []),
+        f"base = AutoModelForCausalLM.from_pretrained({base!r}{', quantization_config=nf4' if quantised else ''})",
         f"model = PeftModel.from_pretrained(base, {adapter!r})",
         f"tokenizer = AutoTokenizer.from_pretrained({adapter!r})",
     ]

@@ -3,6 +3,7 @@
 import html
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ def test_engines_and_starts_follow_recipe_and_place() -> None:
     assert works(many, vllm=False)["round-1/generate"].kind == "score"
     assert works(vllm=True)["round-1/generate"].kind == "score"
     assert works(engine={"name": "vllm"})["round-1/generate"].kind == "vllm score"
+    assert works(many, vllm=True, model={"quantization": "nf4"})["round-1/generate"].kind == "score"
     assert works(vllm=True, engine={"name": "vllm"})["base"].kind == "evaluate"
 
 
@@ -235,11 +237,22 @@ def test_memory_counts_weights_and_what_a_micro_batch_leaves() -> None:
     assert peak(evolution={"batch_size": 512}) > peak()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.05])
-def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(dropout: float) -> None:
+def test_memory_in_4_bits_is_that_of_the_matrices_blocks_and_the_rest() -> None:
+    assert SIZE is not None
+    matrices = 36 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288)
+    saved = matrices * (2 - 4.127 / 8) - 2 * 4096 * 12288  # one matrix is computed with
+    assert peak() - peak(model={"quantization": "nf4"}) == pytest.approx(saved, rel=1e-3)
+
+
+QUANTISED = pytest.param(0.05, "nf4", marks=pytest.mark.skipif(not find_spec("bitsandbytes"), reason="not installed"))
+
+
+@pytest.mark.parametrize(("dropout", "quantization"), [(0.0, "none"), (0.05, "none"), QUANTISED])
+def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(dropout: float, quantization: str) -> None:
     """In bf16 under autocast, as on a GPU; the weights themselves aside."""
     settings = TrainingSettings(lora=LoraSettings(dropout=dropout))
-    trainer = LoraTrainer(str(BASE), ModelSettings(device="cpu", dtype="bfloat16"), Chat.load(str(BASE), None))
+    loaded = ModelSettings.model_validate({"device": "cpu", "dtype": "bfloat16", "quantization": quantization})
+    trainer = LoraTrainer(str(BASE), loaded, Chat.load(str(BASE), None))
     model = trainer._adapted(settings, None).train()
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, Tensor] = {}

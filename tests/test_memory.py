@@ -40,7 +40,10 @@ def test_halvings_are_remembered(tmp_path: Path) -> None:
 
 
 def test_torchs_lack_of_memory_is_told() -> None:
-    with pytest.raises(OutOfMemory, match="out of memory in training with 4 rows at once"), memory_told("training", 4):
+    with (
+        pytest.raises(OutOfMemory, match="out of memory in training with 4 rows at once"),
+        memory_told("training", lambda: 4),
+    ):
         torch.empty(1 << 60, dtype=torch.uint8)
 
 
@@ -49,7 +52,7 @@ def test_one_row_that_does_not_fit_says_what_to_do() -> None:
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), memory_told("training", 4):
+    with pytest.raises(RuntimeError, match="shapes"), memory_told("training", lambda: 4):
         raise RuntimeError("shapes do not fit")
 
 

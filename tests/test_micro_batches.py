@@ -154,7 +154,7 @@ def test_a_step_has_the_loss_and_the_gradients_of_its_rows_one_by_one(
     expected_loss = row_by_row(model, rows)
     expected = gradients(model)
     model.zero_grad()
-    collator = StepCollator(pad_token_id=0, most=longest_rows * 41, overhead=8)
+    collator = StepCollator(pad_token_id=0, rows=longest_rows, longest=41, overhead=8)
     assert 1 < len(collator(rows)["micro_batches"]) < len(rows)
     noted = Gradients()
     trainer = _MaskedTrainer(

@@ -11,7 +11,9 @@ from bisect import insort
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from semievol.backends.chat import Chat
 from semievol.backends.memory import give_back, memory_told
+from semievol.backends.quantization import quantised
 from semievol.errors import ModelError
 from semievol.ports import Request, Response, Then, nothing_more
 from semievol.prompts import Prompt
@@ -65,19 +68,21 @@ def dtype_of(settings: ModelSettings) -> torch.dtype:
 def load_model(model: str, settings: ModelSettings) -> PreTrainedModel:
     """The base model on its device, from safetensors only. Raises ModelError if it cannot be loaded."""
     give_back()
+    dtype, device = dtype_of(settings), device_of(settings)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             model,
             revision=settings.revision,
-            dtype=dtype_of(settings),
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation="sdpa",
+            **quantised(settings, dtype, device),
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"the model {model} cannot be loaded: {error}") from error
     assert isinstance(loaded, PreTrainedModel)
-    nn.Module.to(loaded, device_of(settings))
+    nn.Module.to(loaded, device)
     nn.Module.eval(loaded)
     return loaded
 
@@ -86,13 +91,15 @@ def load_model(model: str, settings: ModelSettings) -> PreTrainedModel:
 def open_generator(
     model: str, settings: ModelSettings, chat: Chat, adapter: Path | None, *, halvings: int = 0
 ) -> "Iterator[HuggingFaceGenerator]":
-    """A generator over the base model, the adapter merged into its weights; not to be used after the end.
+    """A generator over the base model, the adapter merged into its weights unless these have 4 bits.
 
-    `halvings`: how often its batches are cut in half.
+    Not to be used after the end. `halvings`: how often its batches are cut in half.
     """
     loaded = load_model(model, settings)
     if adapter is not None:
-        loaded = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
+        adapted: Any = PeftModel.from_pretrained(loaded, str(adapter))
+        # Merged, the adapter would be rounded to 4 bits, which is coarser than most of its updates.
+        loaded = adapted.merge_and_unload() if settings.quantization == "none" else adapted.get_base_model()
     yield HuggingFaceGenerator(loaded, chat, settings.max_length, batch_tokens_of(loaded.device) >> halvings)
 
 
@@ -126,7 +133,7 @@ class HuggingFaceGenerator:
             seeds = [seed for index in batch for seed in asked[index].seeds]
             starts = [prompts[batch[place]] for place in rows]
             temperatures = torch.tensor([asked[batch[place]].temperature for place in rows], dtype=torch.float64)
-            with memory_told("generation", len(batch)):
+            with memory_told("generation", partial(len, batch)):
                 prefilled = self._prefill([prompts[index] for index in batch]).select(torch.tensor(rows))
                 drawn = iter(self._decode(prefilled, starts, seeds, temperatures, max_new_tokens))
             for index in batch:
@@ -147,7 +154,7 @@ class HuggingFaceGenerator:
         queue = _Queue(ids)
         while queue:
             batch = queue.take(self.batch_tokens, widths, 1)
-            with memory_told("generation", len(batch)):
+            with memory_told("generation", partial(len, batch)):
                 scores = self._scores([ids[index] for index in batch], [endings[tuple(options[i])] for i in batch])
             for index, row in zip(batch, scores, strict=True):
                 yield index, torch.log_softmax(torch.tensor(row, dtype=torch.float64), dim=0).tolist()

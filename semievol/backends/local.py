@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from semievol.backends.chat import Chat
 from semievol.backends.embedders import build_retriever
 from semievol.backends.huggingface import device_name, dtype_of, open_generator
+from semievol.backends.quantization import check_quantization
 from semievol.backends.training import LoraTrainer
 from semievol.backends.vllm import VllmGenerator, knows, open_vllm, vllm_version
 from semievol.backends.vllm import is_installed as vllm_installed
@@ -31,7 +32,8 @@ _log = logging.getLogger(__name__)
 class LocalBackend:
     """One base model and the recipe that says how to load it.
 
-    `checkpoints`: where a training that stops goes on. `halvings`: what earlier attempts found too large.
+    `checkpoints`: where a training that stops goes on. `halvings`: what earlier attempts found too large. Raises
+    ModelError if the tokenizer cannot be loaded, or what the recipe needs is not installed.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class LocalBackend:
     ) -> None:
         self.model, self.recipe, self.checkpoints = model, recipe, checkpoints
         self.halvings = halvings or Halvings()
+        check_quantization(recipe.model)
         transformers_logging.disable_progress_bar()  # the run shows its own
         self.chat = Chat.load(model, recipe.model.revision)
         self.device = device_name(recipe.model)
@@ -64,7 +67,7 @@ class LocalBackend:
                 raise ModelError("engine.name is vllm, which is not installed here: install semievol[vllm]")
             if purpose == "label":
                 return "vllm"
-        if wanted == "huggingface" or rows < FEW_ROWS or not vllm_installed():
+        if not self.recipe.may_take_vllm or rows < FEW_ROWS or not vllm_installed():
             return "huggingface"
         return "vllm" if knows(self.model, self.recipe.model.revision) else "huggingface"
 
@@ -83,9 +86,13 @@ class LocalBackend:
         versions = {package: version(package) for package in packages}
         if vllm_installed():
             versions["vllm"] = vllm_version()
+        quantised = {}
+        if self.recipe.model.quantization != "none":
+            quantised = {"quantization": self.recipe.model.quantization, "bitsandbytes": version("bitsandbytes")}
         return {
             "device": self.device,
             "dtype": str(dtype_of(self.recipe.model)).removeprefix("torch."),
+            **quantised,
             "threads": str(torch.get_num_threads()),
             "python": platform.python_version(),
             **versions,

@@ -1,7 +1,7 @@
 """Memory of models: told from other errors where it lacks, and given back where nobody uses it."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -30,11 +30,11 @@ def is_lack_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_told(phase: Phase, rows: int) -> Iterator[None]:
+def memory_told(phase: Phase, rows: Callable[[], int]) -> Iterator[None]:
     """Raises OutOfMemory for a lack of memory inside. `rows`: how many were in memory at once; half as many may fit."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_lack_of_memory(error):
             raise
-        raise OutOfMemory(phase, rows) from error
+        raise OutOfMemory(phase, rows()) from error

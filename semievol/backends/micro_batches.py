@@ -48,10 +48,18 @@ def split(lengths: Sequence[int], most: int, overhead: int) -> list[list[int]]:
 
 
 class StepCollator:
-    """Makes the micro-batches of an optimizer step. `most` and `overhead` in tokens: see `split`."""
+    """Makes the micro-batches of an optimizer step.
 
-    def __init__(self, pad_token_id: int, most: int, overhead: int) -> None:
-        self.pad_token_id, self.most, self.overhead = pad_token_id, most, overhead
+    `rows`: of the training's longest, whose length is `longest` tokens, so many may be in memory at once. `overhead` in
+    tokens: see `split`.
+    """
+
+    def __init__(self, pad_token_id: int, rows: int, longest: int, overhead: int) -> None:
+        self.pad_token_id, self.rows, self.longest, self.overhead = pad_token_id, rows, longest, overhead
+
+    def cut(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Places of the rows of each micro-batch, by the lengths of the step's rows."""
+        return split(lengths, self.rows * self.longest, self.overhead)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Tensor]]]:
         """Each micro-batch has `input_ids` and `labels` [rows, tokens], `weight` [rows], and the `tokens` of the step.
@@ -59,7 +67,7 @@ class StepCollator:
         `tokens` []: labels in all of the step's rows.
         """
         tokens = torch.tensor(sum(label != -100 for row in rows for label in row["labels"]))
-        batches = split([len(row["input_ids"]) for row in rows], self.most, self.overhead)
+        batches = self.cut([len(row["input_ids"]) for row in rows])
         return {
             "micro_batches": [{**self._padded([rows[place] for place in batch]), "tokens": tokens} for batch in batches]
         }

@@ -30,6 +30,7 @@ from semievol.backends.chat import Chat, Encoded
 from semievol.backends.huggingface import load_model
 from semievol.backends.memory import memory_told
 from semievol.backends.micro_batches import StepCollator, overhead_of
+from semievol.backends.probe import Probe
 from semievol.errors import LossDiverged
 from semievol.memory import micro_batch
 from semievol.ports import Checkpoints, Progress, TrainingLog, TrainingRow, no_progress
@@ -81,19 +82,22 @@ class LoraTrainer:
         dataset = [_cut(one, self.settings.max_length) for one in encoded]
         weighted = [{**item, "weight": row.weight / mean_weight} for item, row in zip(dataset, rows, strict=True)]
         micro = micro_batch(settings.batch_size, settings.micro_batch_size, self.halvings)
+        collator = StepCollator(
+            self.chat.tokenizer.pad_token_id,
+            rows=micro,
+            longest=max(len(item["input_ids"]) for item in dataset),
+            overhead=overhead_of(model),
+        )
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent) as scratch, memory_told("training", micro):
+        with tempfile.TemporaryDirectory(dir=output.parent) as scratch, memory_told("training", lambda: collator.rows):
             trainer = _MaskedTrainer(
                 model=model,
                 args=_arguments(settings, len(rows), seed, scratch, model.device),
                 train_dataset=weighted,
-                data_collator=StepCollator(
-                    self.chat.tokenizer.pad_token_id,
-                    most=micro * max(len(item["input_ids"]) for item in dataset),
-                    overhead=overhead_of(model),
-                ),
+                data_collator=collator,
                 callbacks=[_Watch(progress)],
             )
+            Probe(trainer, collator, self.settings, settings)
             trainer.remove_callback(_printer())
             if self.checkpoints is None:
                 trainer.train()
@@ -107,7 +111,7 @@ class LoraTrainer:
             rows=len(rows),
             tokens=sum(len(item["input_ids"]) for item in dataset),
             truncated_rows=sum(len(one.input_ids) > self.settings.max_length for one in encoded),
-            micro_batch_size=micro,
+            micro_batch_size=collator.rows,
             losses=[(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
         )
 
@@ -117,7 +121,8 @@ class LoraTrainer:
         """SHA-256 over what decides the result. How a batch is cut up does not: an attempt may cut it smaller."""
         recipe = settings.model_dump_json(exclude={"micro_batch_size", "gradient_checkpointing"})
         start = sha256_of(start_from / WEIGHTS) if start_from else None
-        digest = hashlib.sha256(repr((self.model, self.settings.max_length, recipe, seed, start)).encode())
+        decisive = (self.model, self.settings.quantization, self.settings.max_length, recipe, seed, start)
+        digest = hashlib.sha256(repr(decisive).encode())
         for row in rows:
             digest.update(repr(row).encode())
         return digest.hexdigest()

@@ -113,7 +113,7 @@ def expected(shape: Shape, recipe: Recipe, *, vllm: bool) -> list[Work]:
     `vllm`: it is there for those jobs that would use it. The shards of a round share a loaded model, as if one worker
     did them all.
     """
-    return list(_Expected(shape, recipe, vllm).stages())
+    return list(_Expected(shape, recipe, vllm and recipe.may_take_vllm).stages())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from semievol.answers import Answers
 from semievol.backends.chat import Chat, position_limit
 from semievol.backends.embedders import build_retriever, is_at_hand
 from semievol.backends.huggingface import device_name
+from semievol.backends.quantization import check_quantization
 from semievol.estimates.history import History
 from semievol.examples import Example
 from semievol.overlaps import LINES_TOLD
@@ -23,8 +24,12 @@ from semievol.validation.lengths import lengths_of
 
 
 def look(model: str, recipe: Recipe, checked: Checked) -> dict[str, Any]:
-    """Everything that the model's tokenizer says about checked files. Raises ModelError if it cannot be loaded."""
+    """Everything that the model's tokenizer says about checked files.
+
+    Raises ModelError if it cannot be loaded, or what the recipe needs is not installed.
+    """
     assert checked.rules is not None, "files are checked first"
+    check_quantization(recipe.model)
     chat = Chat.load(model, recipe.model.revision)
     limit = position_limit(model, recipe.model.revision) or recipe.model.max_length
     rows = _Rows(chat, recipe, min(limit, recipe.model.max_length), checked, checked.rules)
