@@ -43,22 +43,44 @@ def split(lengths: Sequence[int], most: int, overhead: int) -> list[list[int]]:
     return batches[::-1]
 
 
-class StepCollator:
-    """Makes the micro-batches of an optimizer step. `most` and `overhead` in tokens: see `split`."""
+def shares(lengths: Sequence[int], processes: int) -> list[list[int]]:
+    """Places of the rows that each process computes, the longest first: about as many tokens each."""
+    found, tokens = [list[int]() for _ in range(processes)], [0] * processes
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        least = min(range(processes), key=tokens.__getitem__)
+        found[least].append(place)
+        tokens[least] += lengths[place]
+    return found
 
-    def __init__(self, pad_token_id: int, most: int, overhead: int) -> None:
+
+class StepCollator:
+    """Makes the micro-batches of an optimizer step. `most` and `overhead` in tokens: see `split`.
+
+    Among `processes` each is given the whole step, and makes the micro-batches of its own share.
+    """
+
+    def __init__(self, pad_token_id: int, most: int, overhead: int, *, processes: int = 1, process: int = 0) -> None:
         self.pad_token_id, self.most, self.overhead = pad_token_id, most, overhead
+        self.processes, self.process = processes, process
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Tensor]]]:
         """Each micro-batch has `input_ids` and `labels` [rows, tokens], `weight` [rows], and the `tokens` of the step.
 
-        `tokens` []: labels in all of the step's rows.
+        `tokens` []: labels in all of the step's rows. All processes get equally many micro-batches, as those that
+        share out a model compute together; what one lacks is made up for by rows of padding.
         """
         tokens = torch.tensor(sum(label != -100 for row in rows for label in row["labels"]))
-        batches = split([len(row["input_ids"]) for row in rows], self.most, self.overhead)
-        return {
-            "micro_batches": [{**self._padded([rows[place] for place in batch]), "tokens": tokens} for batch in batches]
-        }
+        lengths = [len(row["input_ids"]) for row in rows]
+        cut = [self._split(share, lengths) for share in shares(lengths, self.processes)]
+        mine = [[rows[place] for place in batch] for batch in cut[self.process]]
+        nothing = [{"input_ids": [self.pad_token_id], "labels": [-100], "weight": 0.0}]
+        mine += [nothing] * (max(map(len, cut)) - len(mine))
+        return {"micro_batches": [{**self._padded(batch), "tokens": tokens} for batch in mine]}
+
+    def _split(self, share: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+        """The places of a share, by micro-batch."""
+        batches = split([lengths[place] for place in share], self.most, self.overhead)
+        return [[share[at] for at in batch] for batch in batches]
 
     def _padded(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         width = max(len(row["input_ids"]) for row in rows)
