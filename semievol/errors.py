@@ -7,7 +7,7 @@ SemiEvolError
 ├── WorkdirError        the output folder belongs to another run or is damaged (exit code 2)
 ├── TrainingError       training cannot go on, for example because the loss is no longer finite (exit code 1)
 ├── OutOfMemory         a batch did not fit; with smaller ones the work can go on (exit code 1)
-├── EngineDied          the process that generates ended twice; nobody's fault, another attempt may do (exit code 1)
+├── EngineDied          a process that generates (twice) or trains ended; another attempt may do (exit code 1)
 └── DiskFull            nothing more can be written; with room the work can go on (exit code 1)
 """
 
@@ -117,7 +117,7 @@ class OutOfMemory(SemiEvolError):
 
 
 class EngineDied(SemiEvolError):
-    """The engine's process ended, was killed or went wrong, and so did a fresh one."""
+    """The engine's process ended, was killed or went wrong, and so did a fresh one; or a process of a training did."""
 
     code = "engine_died"
 

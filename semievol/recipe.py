@@ -50,6 +50,19 @@ class EngineSettings(_Settings):
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs over which vLLM splits the model.")
 
 
+class ParallelSettings(_Settings):
+    """Fine-tuning on several GPUs of one machine."""
+
+    processes: int = Field(
+        1, ge=1, description="GPUs that a fine-tuning runs on, each with a process; on a CPU, processes."
+    )
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="ddp: every GPU holds the whole model; fsdp: the GPUs share its frozen weights out among them, "
+        "which takes longer and fits models that one GPU does not hold.",
+    )
+
+
 class AnswerSettings(_Settings):
     """What an answer is."""
 
@@ -178,6 +191,7 @@ class Recipe(_Settings):
     rounds: int = Field(1, ge=1, le=10, description="At most; stops before when validation stops improving.")
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
+    parallel: ParallelSettings = ParallelSettings()
     answers: AnswerSettings = AnswerSettings()
     propagation: PropagationSettings = PropagationSettings()
     generation: GenerationSettings = GenerationSettings()
@@ -185,6 +199,12 @@ class Recipe(_Settings):
     warmup: TrainingSettings = TrainingSettings()
     evolution: EvolutionSettings = EvolutionSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _whole_weights_are_shared_out(self) -> Self:
+        if self.model.quantization != "none" and self.parallel.processes > 1 and self.parallel.strategy == "fsdp":
+            raise ValueError("fsdp shares out whole weights: set parallel.strategy=ddp, or model.quantization=none")
+        return self
 
     @classmethod
     def resolve(cls, *layers: Mapping[str, Any]) -> Self:

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from semievol.backends.micro_batches import StepCollator, split
+from semievol.backends.micro_batches import StepCollator, shares, split
 from semievol.backends.training import _arguments, _MaskedTrainer
 from semievol.recipe import TrainingSettings
 
@@ -94,6 +94,36 @@ def test_no_other_cut_costs_less(lengths: list[int], overhead: int, longest_rows
                 batch = []
         if all(len(batch) * lengths[batch[0]] <= most for batch in other):
             assert cost(lengths, found, overhead) <= cost(lengths, other, overhead)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "processes", "expected"),
+    [
+        ([5, 9], 1, [[1, 0]]),
+        ([8, 8, 8, 8], 2, [[0, 2], [1, 3]]),
+        ([4, 30, 4, 4], 2, [[1], [0, 2, 3]]),
+        ([7], 3, [[0], [], []]),
+    ],
+)
+def test_processes_get_about_as_many_tokens(lengths: list[int], processes: int, expected: list[list[int]]) -> None:
+    assert shares(lengths, processes) == expected
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 9])
+def test_processes_have_every_row_of_a_step_once_in_equally_many_micro_batches(processes: int) -> None:
+    rows = rows_of_many_lengths()
+    made = [
+        StepCollator(pad_token_id=0, rows=2, longest=41, overhead=8, processes=processes, process=process)(rows)[
+            "micro_batches"
+        ]
+        for process in range(processes)
+    ]
+    assert len({len(micro_batches) for micro_batches in made}) == 1
+    every = [micro for micro_batches in made for micro in micro_batches]
+    weights = sorted(weight for micro in every for weight in micro["weight"].tolist() if weight)
+    assert weights == pytest.approx(sorted(row["weight"] for row in rows))
+    labels = sum(int((micro["labels"] != -100).sum()) for micro in every)
+    assert {int(micro["tokens"]) for micro in every} == {labels}
 
 
 # --- loss and gradients -----------------------------------------------------------------------------------------------

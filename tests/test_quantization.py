@@ -175,7 +175,8 @@ def test_what_answers_is_what_was_trained(prompts: list[Prompt], chat: Chat, ada
     exec("\n".join(wording.load_lines(report, BASE, str(adapter))), names)
     with open_generator(BASE, NF4, chat, adapter) as generator:
         assert not any(module.training for module in generator.model.modules())
-        found = dict(generator.generate([Request(prompt, (0,)) for prompt in prompts], temperature=0, max_new_tokens=1))
+        requests = [Request(prompt, (0,), temperature=0.0) for prompt in prompts]
+        found = dict(generator.generate(requests, max_new_tokens=1))
     for index, prompt in enumerate(prompts):
         wanted = logits(names["model"], chat, prompt).log_softmax(dim=-1).max()
         assert found[index][0].logprobs[0] == pytest.approx(float(wanted), abs=2e-3)

@@ -134,6 +134,13 @@ def test_all_wrong_settings_are_named_at_once() -> None:
     assert all(name in str(caught.value) for name in ("rounds", "x", "selection.theta"))
 
 
+def test_frozen_weights_in_4_bits_are_not_shared_out() -> None:
+    asked: dict[str, Any] = {"model": {"quantization": "nf4"}, "parallel": {"processes": 2, "strategy": "fsdp"}}
+    with pytest.raises(RecipeError, match=r"parallel.strategy=ddp"):
+        Recipe.resolve(asked)
+    assert Recipe.resolve({**asked, "parallel": {"processes": 2}}).parallel.strategy == "ddp"
+
+
 def test_a_recipe_is_frozen() -> None:
     with pytest.raises(ValidationError):
         Recipe().rounds = 2  # type: ignore[misc]

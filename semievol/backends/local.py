@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from semievol.backends.chat import Chat
 from semievol.backends.embedders import build_retriever
 from semievol.backends.huggingface import device_name, dtype_of, open_generator
+from semievol.backends.parallel import check_processes
 from semievol.backends.quantization import check_quantization
 from semievol.backends.training import LoraTrainer
 from semievol.backends.vllm import VllmGenerator, knows, open_vllm, vllm_version
@@ -33,7 +34,8 @@ class LocalBackend:
     """One base model and the recipe that says how to load it.
 
     `checkpoints`: where a training that stops goes on. `halvings`: what earlier attempts found too large. Raises
-    ModelError if the tokenizer cannot be loaded, or what the recipe needs is not installed.
+    ModelError if the tokenizer cannot be loaded, or what the recipe needs is not installed, and RecipeError if it asks
+    for more processes than there is room for.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class LocalBackend:
         self.model, self.recipe, self.checkpoints = model, recipe, checkpoints
         self.halvings = halvings or Halvings()
         check_quantization(recipe.model)
+        check_processes(recipe.parallel, recipe.model)
         transformers_logging.disable_progress_bar()  # the run shows its own
         self.chat = Chat.load(model, recipe.model.revision)
         self.device = device_name(recipe.model)
@@ -73,7 +76,10 @@ class LocalBackend:
 
     def trainer(self) -> Trainer:
         """See `ports.Backend`."""
-        return LoraTrainer(self.model, self.recipe.model, self.chat, self.checkpoints, halvings=self.halvings.training)
+        recipe, halvings = self.recipe, self.halvings.training
+        return LoraTrainer(
+            self.model, recipe.model, self.chat, self.checkpoints, halvings=halvings, parallel=recipe.parallel
+        )
 
     def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> Retriever:
         """See `ports.Backend`."""

@@ -20,8 +20,9 @@ micro-batch were best for the demo's model and 6 for one of 60 million parameter
 def overhead_of(model: PeftModel) -> int:
     """What starting a micro-batch costs the model on its device, in tokens: many for many small layers."""
     base: Any = model.get_base_model()
+    every, trained = (base.num_parameters(only_trainable=only, exclude_embeddings=True) for only in (False, True))
     start = LAYER_START.get(base.device.type, LAYER_START["cuda"])
-    return int(start * base.config.get_text_config().num_hidden_layers / base.num_parameters(exclude_embeddings=True))
+    return int(start * base.config.get_text_config().num_hidden_layers / (every - trained))
 
 
 def split(lengths: Sequence[int], most: int, overhead: int) -> list[list[int]]:
@@ -47,30 +48,51 @@ def split(lengths: Sequence[int], most: int, overhead: int) -> list[list[int]]:
     return batches[::-1]
 
 
+def shares(lengths: Sequence[int], processes: int) -> list[list[int]]:
+    """Places of the rows that each process computes, the longest first: about as many tokens each."""
+    found, tokens = [list[int]() for _ in range(processes)], [0] * processes
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        least = min(range(processes), key=tokens.__getitem__)
+        found[least].append(place)
+        tokens[least] += lengths[place]
+    return found
+
+
 class StepCollator:
     """Makes the micro-batches of an optimizer step.
 
     `rows`: of the training's longest, whose length is `longest` tokens, so many may be in memory at once. `overhead` in
-    tokens: see `split`.
+    tokens: see `split`. Among `processes` each is given the whole step, and makes the micro-batches of its own share.
     """
 
-    def __init__(self, pad_token_id: int, rows: int, longest: int, overhead: int) -> None:
+    def __init__(
+        self, pad_token_id: int, rows: int, longest: int, overhead: int, *, processes: int = 1, process: int = 0
+    ) -> None:
         self.pad_token_id, self.rows, self.longest, self.overhead = pad_token_id, rows, longest, overhead
+        self.processes, self.process = processes, process
 
-    def cut(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Places of the rows of each micro-batch, by the lengths of the step's rows."""
-        return split(lengths, self.rows * self.longest, self.overhead)
+    def cut(self, lengths: Sequence[int]) -> list[list[list[int]]]:
+        """Places of the rows of each process's micro-batches, by the lengths of the step's rows."""
+        return [
+            [[share[at] for at in batch] for batch in self._split([lengths[place] for place in share])]
+            for share in shares(lengths, self.processes)
+        ]
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Tensor]]]:
         """Each micro-batch has `input_ids` and `labels` [rows, tokens], `weight` [rows], and the `tokens` of the step.
 
-        `tokens` []: labels in all of the step's rows.
+        `tokens` []: labels in all of the step's rows. All processes get equally many micro-batches, as those that
+        share out a model compute together; what one lacks is made up for by rows of padding.
         """
         tokens = torch.tensor(sum(label != -100 for row in rows for label in row["labels"]))
-        batches = self.cut([len(row["input_ids"]) for row in rows])
-        return {
-            "micro_batches": [{**self._padded([rows[place] for place in batch]), "tokens": tokens} for batch in batches]
-        }
+        cut = self.cut([len(row["input_ids"]) for row in rows])
+        mine = [[rows[place] for place in batch] for batch in cut[self.process]]
+        nothing = [{"input_ids": [self.pad_token_id], "labels": [-100], "weight": 0.0}]
+        mine += [nothing] * (max(map(len, cut)) - len(mine))
+        return {"micro_batches": [{**self._padded(batch), "tokens": tokens} for batch in mine]}
+
+    def _split(self, lengths: Sequence[int]) -> list[list[int]]:
+        return split(lengths, self.rows * self.longest, self.overhead)
 
     def _padded(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         width = max(len(row["input_ids"]) for row in rows)

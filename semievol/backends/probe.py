@@ -65,13 +65,17 @@ class Probe(TrainerCallback):
         most = -1
         found: tuple[Sequence[int], int] = [], 0
         for step in islice(self._steps(state), state.global_step, state.max_steps):
-            for number, places in enumerate(self.collator.cut([lengths[row] for row in step])):
+            for number, places in enumerate(self._cut([lengths[row] for row in step])):
                 rows = [step[place] for place in places]
                 cost = self._cost(len(rows) * max(lengths[row] for row in rows), sum(labels[row] for row in rows))
                 if cost > most:
                     most, found = cost, (step, number)
         step, number = found
         return self.collator([dataset[row] for row in step])["micro_batches"][number]
+
+    def _cut(self, lengths: Sequence[int]) -> list[list[int]]:
+        """This process's micro-batches of a step."""
+        return self.collator.cut(lengths)[self.collator.process]
 
     def _cost(self, tokens: int, labels: int) -> int:
         """Of a micro-batch's memory, padding among the tokens. Where a model's size is unknown, the tokens alone."""

@@ -1,6 +1,7 @@
 """LoRA fine-tuning with PEFT under transformers' Trainer: loss on the assistant's tokens, rows weighted.
 
-A training that stops can go on from a checkpoint, and ends with the bytes of the undisturbed one.
+A training that stops can go on from a checkpoint, and ends with the bytes of the undisturbed one. Among several
+processes (`parallel.py`) each computes a share of every optimizer step, and all have the same adapter after it.
 """
 
 import hashlib
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.utils.data import DataLoader
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -27,14 +30,15 @@ from transformers import (
 )
 
 from semievol.backends.chat import Chat, Encoded
-from semievol.backends.huggingface import load_model
+from semievol.backends.huggingface import device_of, dtype_of, load_model
 from semievol.backends.memory import memory_told
 from semievol.backends.micro_batches import StepCollator, overhead_of
+from semievol.backends.parallel import Start, train_in_processes
 from semievol.backends.probe import Probe
-from semievol.errors import LossDiverged
+from semievol.errors import LossDiverged, ModelError
 from semievol.memory import micro_batch
 from semievol.ports import Checkpoints, Progress, TrainingLog, TrainingRow, no_progress
-from semievol.recipe import ModelSettings, TrainingSettings
+from semievol.recipe import ModelSettings, ParallelSettings, TrainingSettings
 from semievol.workdir import sha256_of, write_whole
 
 LOGGED_LOSSES = 40
@@ -43,13 +47,15 @@ WEIGHTS = "adapter_model.safetensors"
 NOTE = "checkpoint.json"
 """Written last into a checkpoint: whose it is, the digests of its files, and what transformers leaves out of it."""
 _STATE = "trainer_state.json"
+ONE_PROCESS = ParallelSettings()
 _log = logging.getLogger(__name__)
 
 
 class LoraTrainer:
     """The `Trainer` port. With `checkpoints`, a training that was stopped goes on where they left it.
 
-    `halvings`: how often its micro-batch is cut in half, by accumulating more of them.
+    `halvings`: how often its micro-batch is cut in half, by accumulating more of them. `parallel`: how many processes
+    it takes.
     """
 
     def __init__(
@@ -60,9 +66,10 @@ class LoraTrainer:
         checkpoints: Checkpoints | None = None,
         *,
         halvings: int = 0,
+        parallel: ParallelSettings = ONE_PROCESS,
     ) -> None:
         self.model, self.settings, self.chat, self.checkpoints = model, settings, chat, checkpoints
-        self.halvings = halvings
+        self.halvings, self.parallel = halvings, parallel
 
     def train(
         self,
@@ -74,38 +81,70 @@ class LoraTrainer:
         start_from: Path | None = None,
         progress: Progress = no_progress,
     ) -> TrainingLog:
-        """See `ports.Trainer`."""
+        """See `ports.Trainer`. Raises EngineDied if one of several processes ended."""
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+            given: dict[str, Any] = {
+                "rows": rows,
+                "settings": settings,
+                "seed": seed,
+                "output": output,
+                "start_from": start_from,
+                "scratch": scratch,
+            }
+            if self.parallel.processes == 1:
+                return self.train_here(**given, progress=progress)
+            kept = self.checkpoints is not None
+            start = Start(self.model, self.settings, self.parallel, self.halvings, kept, given)
+            return train_in_processes(start, self.checkpoints, progress)
+
+    def train_here(
+        self,
+        rows: Sequence[TrainingRow],
+        settings: TrainingSettings,
+        *,
+        seed: int,
+        output: Path,
+        start_from: Path | None,
+        scratch: str,
+        progress: Progress,
+    ) -> TrainingLog:
+        """The training, or this process's part of it: each is called alike. `scratch`: a folder, the same for all."""
         set_seed(seed & 0xFFFFFFFF)
-        model = self._adapted(settings, start_from)
+        processes, process = self.parallel.processes, distributed.get_rank() if self.parallel.processes > 1 else 0
+        device = device_of(self.settings)
+        model = self._sharded(settings, start_from) if self._shards else self._adapted(settings, start_from)
         encoded = [self.chat.encode(row.messages) for row in rows]
         mean_weight = math.fsum(row.weight for row in rows) / len(rows)
         dataset = [_cut(one, self.settings.max_length) for one in encoded]
         weighted = [{**item, "weight": row.weight / mean_weight} for item, row in zip(dataset, rows, strict=True)]
-        micro = micro_batch(settings.batch_size, settings.micro_batch_size, self.halvings)
         collator = StepCollator(
             self.chat.tokenizer.pad_token_id,
-            rows=micro,
+            rows=micro_batch(math.ceil(settings.batch_size / processes), settings.micro_batch_size, self.halvings),
             longest=max(len(item["input_ids"]) for item in dataset),
             overhead=overhead_of(model),
+            processes=processes,
+            process=process,
         )
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent) as scratch, memory_told("training", lambda: collator.rows):
+        with memory_told("training", lambda: collator.rows):
             trainer = _MaskedTrainer(
                 model=model,
-                args=_arguments(settings, len(rows), seed, scratch, model.device),
+                args=_arguments(settings, len(rows), seed, scratch, device),
                 train_dataset=weighted,
                 data_collator=collator,
                 callbacks=[_Watch(progress)],
             )
-            Probe(trainer, collator, self.settings, settings)
+            if not self._shards:  # what one process lacks, the others would wait for
+                Probe(trainer, collator, self.settings, settings)
             trainer.remove_callback(_printer())
             if self.checkpoints is None:
                 trainer.train()
             else:
                 identity = self._identity(rows, settings, seed, start_from)
                 _Resumable(trainer, self.checkpoints, identity).train()
-        _save_adapter(model, output)
-        self.chat.save(output)
+        if process == 0:
+            _save_adapter(model, output)
+            self.chat.save(output)
         return TrainingLog(
             steps=trainer.state.global_step,
             rows=len(rows),
@@ -123,12 +162,45 @@ class LoraTrainer:
         start = sha256_of(start_from / WEIGHTS) if start_from else None
         decisive = (self.model, self.settings.quantization, self.settings.max_length, recipe, seed, start)
         digest = hashlib.sha256(repr(decisive).encode())
+        if self.parallel.processes > 1:  # each draws its own dropout
+            digest.update(repr(self.parallel).encode())
         for row in rows:
             digest.update(repr(row).encode())
         return digest.hexdigest()
 
-    def _adapted(self, settings: TrainingSettings, start_from: Path | None) -> PeftModel:
-        base = load_model(self.model, self.settings)
+    @property
+    def _shards(self) -> bool:
+        return self.parallel.processes > 1 and self.parallel.strategy == "fsdp"
+
+    def _sharded(self, settings: TrainingSettings, start_from: Path | None) -> PeftModel:
+        """The adapted model, whose frozen weights are shared out among the processes' devices.
+
+        Raises ModelError if the model does not say what its layers are.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        device = device_of(self.settings)
+        dtype = str(dtype_of(self.settings)).removeprefix("torch.")
+        whole = ModelSettings.model_validate({**self.settings.model_dump(), "device": "cpu", "dtype": dtype})
+        model = self._adapted(settings, start_from, whole)
+        layers = set(getattr(model.get_base_model(), "_no_split_modules", None) or ())
+        if not layers:
+            raise ModelError(f"{self.model} does not say what its layers are: set parallel.strategy to ddp")
+        trained = {weight for weight in model.parameters() if weight.requires_grad}
+        for weight in trained:
+            weight.data = weight.data.to(device)
+        mesh = init_device_mesh(device.type, (self.parallel.processes,))
+        for module in [module for module in model.modules() if type(module).__name__ in layers]:
+            fully_shard(module, mesh=mesh, ignored_params=trained)
+        fully_shard(model, mesh=mesh, ignored_params=trained)
+        return model
+
+    def _adapted(
+        self, settings: TrainingSettings, start_from: Path | None, loading: ModelSettings | None = None
+    ) -> PeftModel:
+        """The base model with the adapter that is trained. `loading`: how it is loaded, if not as the recipe says."""
+        base = load_model(self.model, loading or self.settings)
         if start_from is not None:
             return PeftModel.from_pretrained(base, str(start_from), is_trainable=True)
         lora = settings.lora
@@ -192,12 +264,47 @@ def _save_adapter(model: PeftModel, output: Path) -> None:
 
 
 class _MaskedTrainer(Trainer):
-    """Computes logits only where a label is, micro-batch by micro-batch."""
+    """Computes logits only where a label is, micro-batch by micro-batch.
+
+    Among several processes none is wrapped by torch's DDP: the weights that are trained are few and whole in each of
+    them, so their gradients are added up once a step, here.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        # Where this is set, accelerate does not wrap the model.
+        self.is_distributed_loading_by_transformers = self.accelerator.num_processes > 1
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Nothing: they are equal from the beginning, and `training_step` keeps them so."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Every process sees all steps whole, in the same order; its collator takes its share of them."""
+        if self.accelerator.num_processes == 1:
+            return super().get_train_dataloader()
+        dataset: Any = self.train_dataset
+        loader: DataLoader[Any] = prepare_data_loader(
+            DataLoader(
+                dataset,
+                batch_size=self.args.train_batch_size,
+                shuffle=True,
+                collate_fn=self.data_collator,
+                pin_memory=self.args.dataloader_pin_memory,
+            ),
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            use_seedable_sampler=True,
+        )
+        torch.manual_seed(self.args.seed + self.args.process_index)  # dropout, from here on; the order is settled
+        return loader
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of all of an optimizer step; its loss."""
         losses = [super(_MaskedTrainer, self).training_step(model, micro) for micro in inputs["micro_batches"]]
-        return torch.stack(losses).sum()
+        loss = torch.stack(losses).sum()
+        return loss if self.accelerator.num_processes == 1 else _added_up(loss, model)
 
     def compute_loss(
         self,
@@ -227,6 +334,18 @@ class _MaskedTrainer(Trainer):
         """Go on summing where `unlogged` left it."""
         self._tr_loss = torch.full_like(self._tr_loss, unlogged["loss"])
         self._globalstep_last_logged = int(unlogged["since"])
+
+
+def _added_up(loss: Tensor, model: nn.Module) -> Tensor:
+    """The step's loss, of which each process has a share; the gradients likewise. All in one exchange."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    shares = torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in gradients)])
+    distributed.all_reduce(shares)
+    parts = shares[1:].split([weight.numel() for weight in weights])
+    for weight, part in zip(weights, parts, strict=True):
+        weight.grad = part.view_as(weight).to(weight.dtype)
+    return shares[0].clone()
 
 
 @contextmanager
@@ -284,6 +403,9 @@ class _Resumable(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.accelerator.wait_for_everyone()  # each process writes a file of its own
+        if not state.is_world_process_zero:
+            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
         note = {"training": self.identity, "unlogged": self.trainer.unlogged(), "files": files}
