@@ -97,7 +97,8 @@ def test_two_processes_train_as_one_does(
 # --- stopped and gone on with -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_killed_training_ends_as_the_undisturbed_one(tmp_path: Path, strategy: Strategy) -> None:
     """One of the processes is killed between two points of the loss curve; both draw their own dropout."""
     kept, steps = FakeCheckpoints(tmp_path / "kept", every=13), list[int]()
@@ -157,6 +158,7 @@ def train_long(folder: Path) -> None:
     train(folder / "out", "ddp", settings, progress=lambda done, *_: print(done, flush=True))
 
 
+@pytest.mark.long
 def test_nothing_survives_a_killed_parent(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from tests.test_parallel import train_long as go; go(Path(sys.argv[1]))"
@@ -174,6 +176,7 @@ def test_nothing_survives_a_killed_parent(tmp_path: Path) -> None:
 # --- what goes wrong in a process -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_loss_that_diverges_is_told_as_one_process_tells_it(tmp_path: Path) -> None:
     wild = TrainingSettings(learning_rate=1e18, steps=40, batch_size=16, max_grad_norm=1e18, warmup_ratio=0.0)
     with pytest.raises(LossDiverged, match="learning_rate"):
@@ -192,6 +195,7 @@ def in_the_second_process(folder: Path, change: str, monkeypatch: pytest.MonkeyP
 LACK = '    def lack(*_, **__): raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory")'
 
 
+@pytest.mark.long
 def test_a_lack_of_memory_in_one_process_is_told_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the ladder of halvings needs it: rows are those of a process, not of the step."""
     change = f"{LACK}\n    training._MaskedTrainer.compute_loss = lack"

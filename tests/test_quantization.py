@@ -127,7 +127,7 @@ def test_trainings_of_both_kinds_differ_and_each_repeats_itself(
 
 @slow
 @needs_bitsandbytes
-@pytest.mark.parametrize("step", [1, 7])
+@pytest.mark.parametrize("step", [1, pytest.param(7, marks=pytest.mark.long)])
 def test_a_stopped_training_ends_as_the_undisturbed_one(
     labeled: list[Example], chat: Chat, adapter: Path, tmp_path: Path, step: int
 ) -> None:
@@ -154,6 +154,7 @@ def test_a_checkpoint_of_the_whole_model_is_not_gone_on_with(
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (adapter / WEIGHTS).read_bytes()
 
 
+@pytest.mark.long
 @slow
 @needs_bitsandbytes
 def test_gradient_checkpointing_changes_no_byte(
