@@ -1,17 +1,20 @@
 """The probe before the first step: what it tries, what it finds where memory lacks, and that it leaves no trace."""
 
+import gc
 import random
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerState
 
 from semievol.backends import probe
 from semievol.backends.chat import Chat
+from semievol.backends.micro_batches import StepCollator
 from semievol.backends.training import LoraTrainer, _MaskedTrainer
 from semievol.errors import LossDiverged, OutOfMemory
 from semievol.fakes import FakeCheckpoints
@@ -163,6 +166,28 @@ def test_the_most_expensive_micro_batch_of_the_training_is_tried(
     assert len(tried["input_ids"]) * len(tried["input_ids"][0]) == max(sizes) > min(sizes)
 
 
+@pytest.mark.usefixtures("probed")
+def test_the_order_of_all_rows_is_known_in_advance(chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foretold, seen, places = list[list[int]](), list[list[int]](), dict[int, int]()
+    steps, collate = probe.Probe._steps, StepCollator.__call__
+
+    def noted(self: probe.Probe, state: TrainerState) -> Iterator[Sequence[int]]:
+        dataset: Any = self.trainer.train_dataset
+        places.update({id(row): place for place, row in enumerate(dataset)})
+        foretold.extend(list(step) for step in steps(self, state))
+        return iter(foretold)
+
+    def collated(self: StepCollator, rows: Sequence[dict[str, Any]]) -> Any:
+        seen.append([places[id(row)] for row in rows])
+        return collate(self, rows)
+
+    monkeypatch.setattr(probe.Probe, "_steps", noted)
+    monkeypatch.setattr(StepCollator, "__call__", collated)
+    train(chat, tmp_path / "out", DROPOUT.model_copy(update={"epochs": 3}))
+    assert seen[1:] == foretold  # the first is the probe's own
+    assert len(foretold) == 9
+
+
 # --- where memory lacks -----------------------------------------------------------------------------------------------
 
 
@@ -184,6 +209,7 @@ def test_micro_batches_are_halved_at_once_and_the_training_is_that_of_the_smalle
 
 @pytest.mark.usefixtures("probed")
 def test_memory_is_given_back_before_less_is_tried(chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what only the collector takes apart."""
     kept: list[weakref.ref[torch.Tensor]] = []
 
     def work(compute: Work, inputs: dict[str, Any]) -> Any:
@@ -191,11 +217,17 @@ def test_memory_is_given_back_before_less_is_tried(chat: Chat, tmp_path: Path, m
         loss = compute()
         if inputs["input_ids"].numel() > 2 * longest(chat):
             kept.append(weakref.ref(loss))
+            cycle: list[Any] = [loss]
+            cycle.append(cycle)
             raise RuntimeError(FULL)
         return loss
 
     watched(monkeypatch, work)
-    assert train(chat, tmp_path / "out")[0].micro_batch_size == 2
+    gc.disable()
+    try:
+        assert train(chat, tmp_path / "out")[0].micro_batch_size == 2
+    finally:
+        gc.enable()
     assert len(kept) == 2
 
 
