@@ -17,6 +17,8 @@ from semievol.answers import Answers
 JUSTIFICATION = -1
 """Collaborator number of the self-justification."""
 
+DOUBT = 0.05
+"""With an early stop: how likely it may be that a row's collaborators who are not asked would have disagreed."""
 _LEAST_SUM = 1e-250
 """A column that all rows together give less than this is left empty: scaling it up would overflow."""
 
@@ -82,14 +84,27 @@ def is_unanimous(trials: Sequence[Trial], answers: Answers) -> bool:
     return None not in parsed and len(answers.group(parsed)) == 1
 
 
-def is_decided(trials: Sequence[Trial], answers: Answers, n: int, disagreement: Literal["justify", "majority"]) -> bool:
-    """Whether the collaborators of n that were not asked yet can no longer change what becomes of the row.
+def is_decided(
+    trials: Sequence[Trial],
+    answers: Answers,
+    n: int,
+    *,
+    disagreement: Literal["justify", "majority"],
+    temperature: float,
+) -> bool:
+    """Whether the collaborators of n that were not asked yet will hardly change what becomes of the row.
 
     Where differing rows are justified, two that differ settle that; by majority the largest group has to be out of
-    reach as well.
+    reach as well. Where all agree, it is settled if the others do too with a probability of 1 - `DOUBT`, taking each of
+    them for no less likely to give the reply than the least sure so far. A reply that likely is made of likeliest
+    tokens, which a temperature below 1 makes likelier still; nothing is said about a higher one.
     """
-    if is_unanimous(trials, answers) or not trials:
-        return len(trials) >= n
+    if not trials:
+        return False
+    if is_unanimous(trials, answers):
+        surest = min(math.fsum(trial.logprobs) for trial in trials)
+        others_agree = math.exp((n - len(trials)) * surest)
+        return len(trials) >= n or (len(trials) > 1 and temperature <= 1 and others_agree >= 1 - DOUBT)
     if disagreement == "justify":
         return True
     sizes = [len(group) for group in answers.group([trial.answer for trial in trials])] + [0, 0]

@@ -125,9 +125,10 @@ class _Shard:
         return [range(min(2, n)), *(range(other, other + 1) for other in range(2, n))]
 
     def is_decided(self, trials: Sequence[Trial]) -> bool:
-        """Whether no further collaborator can change what becomes of a row."""
+        """Whether further collaborators will hardly change what becomes of a row."""
         settings = self.recipe.generation
-        return is_decided(trials, self.answers, collaborator_count(settings), settings.disagreement)
+        n, temperature = collaborator_count(settings), settings.temperature
+        return is_decided(trials, self.answers, n, disagreement=settings.disagreement, temperature=temperature)
 
     def asks(self, index: int) -> list[_Ask]:
         """The row's prompts: one for all collaborators who see the same worked examples."""

@@ -109,7 +109,8 @@ class GenerationSettings(_Settings):
     )
     early_stop: bool = Field(
         False,
-        description="Sampled replies: ask a row's further collaborators only as long as they can change its outcome.",
+        description="Sampled replies: ask a row's further collaborators only as long as they may change its outcome; "
+        "where those before agree, with a likelihood of more than 5 %.",
     )
     max_new_tokens: int = Field(256, ge=1, description="Longest reply in tokens.")
     shard_size: int = Field(512, ge=1, description="Rows of one unit of work; part of the result's identity.")

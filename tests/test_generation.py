@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -187,19 +188,44 @@ def test_an_early_stop_saves_samples_and_changes_no_outcome(disagreement: Litera
 
 def test_an_early_stop_asks_on_while_the_outcome_is_open() -> None:
     """Two that agree, or by majority a lead that can be caught up with, are not enough."""
+    assert not decided("justify", 4, "a", "a")
+    assert decided("justify", 4, "a", "b")
+    assert decided("justify", 4, "a", None)
+    assert not decided("majority", 4, "a", "a", "b")
+    assert decided("majority", 5, "a", "a", "a", "b")
+    assert decided("majority", 5, "a", "a", "a", None)
+    assert not decided("majority", 3, "a", "b")
+    assert decided("majority", 3, "a", "a", "a")
+    assert not decided("justify", 3)
 
-    def trials(*replies: str | None) -> list[Trial]:
-        return [Trial(c, 0, (), (), str(reply), reply, (-0.1,), ("x",)) for c, reply in enumerate(replies)]
 
-    assert not is_decided(trials("a", "a"), OPEN, 4, "justify")
-    assert is_decided(trials("a", "b"), OPEN, 4, "justify")
-    assert is_decided(trials("a", None), OPEN, 4, "justify")
-    assert not is_decided(trials("a", "a", "b"), OPEN, 4, "majority")
-    assert is_decided(trials("a", "a", "a", "b"), OPEN, 5, "majority")
-    assert is_decided(trials("a", "a", "a", None), OPEN, 5, "majority")
-    assert not is_decided(trials("a", "b"), OPEN, 3, "majority")
-    assert is_decided(trials("a", "a", "a"), OPEN, 3, "majority")
-    assert not is_decided(trials(), OPEN, 3, "justify")
+@pytest.mark.parametrize("disagreement", ["justify", "majority"])
+def test_collaborators_who_surely_agree_are_not_asked(disagreement: Literal["justify", "majority"]) -> None:
+    """Two of four that agree: the others do too if each is 97.5 % likely to, as 0.975 ** 2 is above 0.95."""
+    assert decided(disagreement, 4, "a", "a", likely=0.975)
+    assert not decided(disagreement, 4, "a", "a", likely=0.974)
+    assert not decided(disagreement, 5, "a", "a", likely=0.975)
+    assert decided(disagreement, 5, "a", "a", "a", likely=0.975)
+    assert not decided(disagreement, 2, "a", likely=1.0), "one agrees with nobody"
+    assert decided(disagreement, 4, "a", "a", likely=0.975, temperature=0.5)
+    assert not decided(disagreement, 4, "a", "a", likely=0.999, temperature=1.1)
+
+
+def decided(
+    disagreement: Literal["justify", "majority"],
+    n: int,
+    *replies: str | None,
+    likely: float = 0.9,
+    temperature: float = 1.0,
+) -> bool:
+    """Replies of two tokens; the least sure is the last."""
+    both = math.log(likely) / 2
+    trials = [
+        Trial(c, 0, (), (), str(reply), reply, (both / 9, both / 9), ("x", "y")) for c, reply in enumerate(replies)
+    ]
+    if trials:
+        trials[-1] = replace(trials[-1], logprobs=(both, both))
+    return is_decided(trials, OPEN, n, disagreement=disagreement, temperature=temperature)
 
 
 def test_progress_of_an_early_stop_ends_at_the_number_of_rows() -> None:
