@@ -101,7 +101,7 @@ class TrainingRow:
 class TrainingLog:
     """What training did. `losses`: (optimizer step, mean loss in nats per token) as logged.
 
-    `micro_batch_size`: how many of the longest rows could be in memory at once.
+    `micro_batch_size`: how many of the longest rows could be in memory at once, of each process.
     """
 
     steps: int

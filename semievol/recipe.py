@@ -148,7 +148,10 @@ class TrainingSettings(_Settings):
     steps: int | None = Field(None, ge=1, description="Optimizer steps; overrides epochs.")
     batch_size: int = Field(8, ge=1, description="Rows of one optimizer step.")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="Longest rows in memory at once, or their tokens in shorter rows; by default the batch."
+        None,
+        ge=1,
+        description="Longest rows in memory at once, or their tokens in shorter rows; by default the batch, or a GPU's "
+        "share of it.",
     )
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="How it falls after that.")

@@ -70,7 +70,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingLog, Path]:
 def test_two_processes_train_as_one_does(
     alone: tuple[TrainingLog, Path], tmp_path: Path, strategy: Strategy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for rounding: the same float32 sums in another order. What a user set up for accelerate has no say."""
+    """But for rounding: the same float32 sums in another order, 2e-7 of the loss and 2e-6 in the weights as measured.
+
+    What a user set up for accelerate has no say.
+    """
     (tmp_path / "home" / "accelerate").mkdir(parents=True)
     (tmp_path / "home" / "accelerate" / "default_config.yaml").write_text("distributed_type: NO\nnum_processes: 1\n")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
@@ -79,19 +82,38 @@ def test_two_processes_train_as_one_does(
     told: list[tuple[int, int, float | None]] = []
     two = train(tmp_path / "two", strategy, progress=lambda done, total, loss=None, /: told.append((done, total, loss)))
     assert [step for step, _ in one.losses] == [step for step, _ in two.losses] == list(range(1, 10))
-    assert [loss for _, loss in two.losses] == pytest.approx([loss for _, loss in one.losses], rel=1e-4)
+    assert [loss for _, loss in two.losses] == pytest.approx([loss for _, loss in one.losses], rel=1e-5)
     assert (two.steps, two.rows, two.tokens, two.truncated_rows) == (one.steps, one.rows, one.tokens, 0)
     assert (one.micro_batch_size, two.micro_batch_size) == (8, 4)
     assert told == [(step, 9, told_loss) for step, loss in two.losses for told_loss in (None, loss)]
     found, wanted = (safetensors.torch.load_file(place / WEIGHTS) for place in (tmp_path / "two", folder))
     assert found.keys() == wanted.keys()
     for name, weights in wanted.items():
-        torch.testing.assert_close(found[name], weights, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(found[name], weights, atol=1e-5, rtol=1e-4)
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in folder.iterdir()}
     for name in ("adapter_config.json", "tokenizer.json"):
         assert (tmp_path / "two" / name).read_bytes() == (folder / name).read_bytes()
     PeftModel.from_pretrained(load_model(BASE, CPU), str(tmp_path / "two"))
     assert {path.name for path in tmp_path.iterdir()} == {"home", "two"}
+
+
+def test_the_frozen_weights_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process holds half of them, and the whole adapter."""
+    change = f"""
+    def watched(*given, sharded=training.LoraTrainer._sharded):
+        model = sharded(*given)
+        held = {{True: 0, False: 0}}
+        for weight in model.parameters():
+            held[weight.requires_grad] += getattr(weight, "to_local", lambda: weight)().numel()
+        open({str(tmp_path / "held")!r}, "w").write(f"{{held[False]}} {{held[True]}}")
+        return model
+    training.LoraTrainer._sharded = watched"""
+    in_the_second_process(tmp_path / "site", change, monkeypatch)
+    train(tmp_path / "out", "fsdp", SMOOTH.model_copy(update={"steps": 1}))
+    frozen, trained = map(int, (tmp_path / "held").read_text().split())
+    assert frozen == pytest.approx(load_model(BASE, CPU).num_parameters() / 2, rel=0.01)
+    adapter = safetensors.torch.load_file(tmp_path / "out" / WEIGHTS)
+    assert trained == sum(weights.numel() for weights in adapter.values())
 
 
 # --- stopped and gone on with -----------------------------------------------------------------------------------------
@@ -242,6 +264,8 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_more_processes_than_cores_are_refused_before_anything_is_done() -> None:
-    more: dict[str, Any] = {"model": {"device": "cpu"}, "parallel": {"processes": (os.cpu_count() or 1) + 1}}
+    cores, cpu = os.cpu_count() or 1, {"model": {"device": "cpu"}}
     with pytest.raises(RecipeError, match="CPU cores"):
-        LocalBackend(BASE, Recipe.resolve(more))
+        LocalBackend(BASE, Recipe.resolve(cpu, {"parallel": {"processes": cores + 1}}))
+    trainer: Any = LocalBackend(BASE, Recipe.resolve(cpu, {"parallel": {"processes": cores}})).trainer()
+    assert trainer.parallel.processes == cores

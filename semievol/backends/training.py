@@ -267,13 +267,18 @@ class _MaskedTrainer(Trainer):
     """Computes logits only where a label is, micro-batch by micro-batch.
 
     Among several processes none is wrapped by torch's DDP: the weights that are trained are few and whole in each of
-    them, so their gradients are added up once a step, here.
+    them, so their gradients are added up once a step, here. docs/decisions/0014 has the reasons.
     """
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
         # Where this is set, accelerate does not wrap the model.
         self.is_distributed_loading_by_transformers = self.accelerator.num_processes > 1
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Among several processes nothing: it is where it shall be, and weights that are shared out may not move."""
+        if self.accelerator.num_processes == 1:
+            super()._move_model_to_device(model, device)
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Nothing: they are equal from the beginning, and `training_step` keeps them so."""
