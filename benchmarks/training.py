@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -149,19 +150,16 @@ class Training:
         """Ours, but that a step has the rows of one of TRL's packs, in the order in which TRL takes them."""
         packs = [list(dict.fromkeys(places)) for places in self._packs(self._pack_length())["place"]]
 
-        class PackTrainer(trainers._MaskedTrainer):
-            def get_train_dataloader(self) -> DataLoader[Any]:
-                rows, collate = cast(Any, self.train_dataset), cast(Any, self.data_collator)
-                self.train_dataset = cast(Any, [[rows[place] for place in pack] for pack in packs])
-                self.data_collator, self._train_batch_size = lambda packed: collate(packed[0]), 1
-                return super().get_train_dataloader()
+        loader = trainers._MaskedTrainer.get_train_dataloader
 
-        ours = trainers._MaskedTrainer
-        trainers._MaskedTrainer = PackTrainer  # type: ignore[misc]
-        try:
+        def of_packs(trainer: Any) -> DataLoader[Any]:
+            rows, collate = trainer.train_dataset, trainer.data_collator
+            trainer.train_dataset = [[rows[place] for place in pack] for pack in packs]
+            trainer.data_collator, trainer._train_batch_size = lambda packed: collate(packed[0]), 1
+            return loader(trainer)
+
+        with patch.object(trainers._MaskedTrainer, "get_train_dataloader", of_packs):
             return self.semievol(seed, epochs)
-        finally:
-            trainers._MaskedTrainer = ours  # type: ignore[misc]
 
     def _pack_length(self) -> int:
         """Tokens of a pack such that an epoch has as many packs as ours has steps."""

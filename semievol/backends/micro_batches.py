@@ -11,18 +11,18 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-LAYER_START = {"cpu": 1.3e7, "cuda": 1.25e11}
-"""How many weights could meet a token while a layer is started, by device type. On a CPU 64 to 128 tokens to start a
-micro-batch were best for the demo's model and 6 for one of 60 million parameters; for CUDA an estimate: 500 tokens for
-32 layers of 8 billion parameters."""
+START = {"cpu": (16, 9.8e6), "cuda": (120, 1e11)}
+"""What it costs to start a micro-batch, by device type: the tokens that could be computed while the weights are read,
+and how many weights could meet a token while a layer is started. On a CPU 64 to 128 tokens in all were best for the
+demo's model, 16 to 40 for one of 60 million parameters; for CUDA an estimate from what an H100 reads and computes."""
 
 
 def overhead_of(model: PeftModel) -> int:
-    """What starting a micro-batch costs the model on its device, in tokens: many for many small layers."""
+    """What starting a micro-batch costs the model on its device, in tokens: most for many small layers."""
     base: Any = model.get_base_model()
     every, trained = (base.num_parameters(only_trainable=only, exclude_embeddings=True) for only in (False, True))
-    start = LAYER_START.get(base.device.type, LAYER_START["cuda"])
-    return int(start * base.config.get_text_config().num_hidden_layers / (every - trained))
+    read, started = START.get(base.device.type, START["cuda"])
+    return int(read + started * base.config.get_text_config().num_hidden_layers / (every - trained))
 
 
 def split(lengths: Sequence[int], most: int, overhead: int) -> list[list[int]]:
