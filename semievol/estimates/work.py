@@ -15,7 +15,7 @@ from semievol.replies import collaborator_count, scores_options
 
 DIFFERING = 0.25
 """Share of the rows whose collaborators differ, so that they justify themselves: a guess, as it needs the model."""
-STOPPED_EARLY = 0.7
+STOPPED_EARLY = 0.6
 """Share of the answers that `generation.early_stop` still asks for, roughly."""
 CANDIDATE_TOKENS = 24
 """What a request for a justification adds to the prompt beside the candidates."""
