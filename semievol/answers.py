@@ -7,9 +7,10 @@ import re
 import string
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Literal
 
 from semievol.errors import RecipeError
@@ -49,7 +50,7 @@ class Answers:
         """The answer in `reply` in canonical form, or None where there is none. `options`: the row's own, if any."""
         match self.kind:
             case "choice":
-                return _parse_choice(reply, self.options or options or ())
+                return _parse_choice(reply, tuple(self.options or options or ()))
             case "number":
                 value = parse_number(_after_marker(reply))
                 return None if value is None else format(value.normalize(), "f")
@@ -129,7 +130,7 @@ def _infer_kind(
     return "choice" if repeats else "text"
 
 
-def _parse_choice(reply: str, options: Sequence[str]) -> str | None:
+def _parse_choice(reply: str, options: tuple[str, ...]) -> str | None:
     """Which option the reply names: as a whole, after 'answer:', as a lone letter, or as the only one mentioned."""
     tail = _after_marker(reply)
     for fold_as in (str.strip, _fold_space, fold_case):
@@ -142,13 +143,14 @@ def _parse_choice(reply: str, options: Sequence[str]) -> str | None:
     return _only_mention(tail, options)
 
 
-def _unambiguous(options: Sequence[str], fold_as: Callable[[str], str]) -> dict[str, str]:
+@lru_cache(maxsize=1024)
+def _unambiguous(options: tuple[str, ...], fold_as: Callable[[str], str]) -> Mapping[str, str]:
     """Options by what is left of them when folded, without those that then look alike."""
     keys = [fold_as(option) for option in options]
     return {key: option for key, option in zip(keys, options, strict=True) if key and keys.count(key) == 1}
 
 
-def _lone_letter(tail: str, options: Sequence[str]) -> str | None:
+def _lone_letter(tail: str, options: tuple[str, ...]) -> str | None:
     named = _unambiguous(options, _fold_space)
     if (leading := _LEADING_LETTER.match(tail)) and (found := named.get(leading[1].casefold())):
         return found
@@ -156,7 +158,7 @@ def _lone_letter(tail: str, options: Sequence[str]) -> str | None:
     return standing.pop() if len(standing) == 1 else None
 
 
-def _only_mention(tail: str, options: Sequence[str]) -> str | None:
+def _only_mention(tail: str, options: tuple[str, ...]) -> str | None:
     """The one option whose name occurs; 'very positive' is no mention of 'positive'."""
     named = _unambiguous(options, _fold_space)
     names = "|".join(re.escape(name) for name in sorted(named, key=len, reverse=True))
