@@ -192,7 +192,10 @@ def test_a_run_expects_what_validate_told(helpdesk: Files, capsys: pytest.Captur
     assert told["gpu_memory_bytes"] > 1024**3
 
 
-def test_validate_says_what_a_run_takes(helpdesk: Files, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_says_what_a_run_takes(
+    helpdesk: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where nothing was learned from other tests' runs
     estimate = found(capsys, helpdesk)["estimate"]
     assert cli.main(arguments(helpdesk)) == 0
     shown = " ".join(capsys.readouterr().out.split())
