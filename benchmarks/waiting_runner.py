@@ -11,12 +11,12 @@ from semievol.ports import Backend, Generator, Purpose, Request, Response, Then,
 from semievol.prompts import Prompt
 from worker import runner
 
-SECONDS_PER_ROW = 0.025
+SECONDS_PER_PROMPT = 0.025
 CLASSES = 8
 
 
 class WaitingGenerator:
-    """The `Generator` port: a reply depends on its seed alone. Rows are answered one after the other."""
+    """The `Generator` port: a reply depends on its seed alone. Prompts are answered one after the other."""
 
     engine = "waiting"
     prompt_tokens = 0
@@ -27,7 +27,7 @@ class WaitingGenerator:
         """See `ports.Generator`."""
         waiting = list(requests)
         for place, request in enumerate(waiting):
-            time.sleep(SECONDS_PER_ROW)
+            time.sleep(SECONDS_PER_PROMPT)
             replies = [_reply(f"class-{seed % CLASSES}") for seed in request.seeds]
             waiting += then(place, replies)
             yield place, replies
