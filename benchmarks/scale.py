@@ -110,9 +110,9 @@ class MadeUpBackend(FakeBackend):
         """See `ports.Backend`."""
         yield MadeUpScores()
 
-    def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> Retriever:
+    def retriever(self, documents: Sequence[str], queries: int) -> Retriever:
         """See `ports.Backend`."""
-        return DenseRetriever(MadeUpVectors(), documents, progress)
+        return DenseRetriever(MadeUpVectors(), documents)
 
 
 def write_files(folder: Path, rows: int) -> Job:

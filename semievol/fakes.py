@@ -9,8 +9,8 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from semievol.ports import (
     Trainer,
     TrainingLog,
     TrainingRow,
+    do_nothing,
     no_progress,
     nothing_more,
 )
@@ -285,9 +286,15 @@ class FakeBackend:
         """See `ports.Backend`."""
         return self.fake_trainer
 
-    def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> Retriever:
+    def retriever(self, documents: Sequence[str], queries: int) -> Retriever:
         """See `ports.Backend`."""
         return FakeRetriever(documents)
+
+    def looking_ahead(
+        self, documents: Sequence[str], queries: int, groups: Iterable[Sequence[str]], k: int
+    ) -> AbstractContextManager[Callable[[], None]]:
+        """See `ports.Backend`. No core is idle."""
+        return nullcontext(do_nothing)
 
     def provenance(self) -> dict[str, str]:
         """See `ports.Backend`."""

@@ -124,7 +124,8 @@ def _loop(job: Job, backend: Backend, done: Mapping[str, Stage]) -> Plan:
     [prepared] = yield [Step("prepare", "prepare", stages.prepare(job), gpu=False)]
     data = stages.Prepared.of(prepared)
     [base] = yield [Step("base", "propagate", outcome.test_model(data, backend, None, job), [prepared])]
-    [sft] = yield [Step("warm-up", "propagate", stages.warm_up(data, backend, job), [prepared])]
+    warm_up = stages.warm_up(data, backend, stages.Pending.of(prepared, job.recipe), job)
+    [sft] = yield [Step("warm-up", "propagate", warm_up, [prepared])]
     validate = outcome.validate_model(data, backend, sft, job)
     [sft_validation] = yield [Step("warm-up-validation", "propagate", validate, [prepared, sft])]
     rounds: list[stages.Round] = []

@@ -1,6 +1,6 @@
 """The seams to the outside world: who generates, who trains, who embeds. In-memory doubles are in `fakes.py`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,10 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int, loss: float | None = None, /) -> None:
         """`done` of `total` rows or steps are finished. `loss`: of a training's step `done`, where one was logged."""
         ...
+
+
+def do_nothing() -> None:
+    """For who has nothing to be called for."""
 
 
 def no_progress(done: int, total: int, loss: float | None = None, /) -> None:
@@ -199,8 +203,19 @@ class Backend(Protocol):
         """A trainer of adapters for the base model."""
         ...
 
-    def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> Retriever:
-        """A retriever over `documents` as the recipe's `propagation.retriever` says."""
+    def retriever(self, documents: Sequence[str], queries: int) -> Retriever:
+        """A retriever over `documents` as the recipe's `propagation.retriever` says, for so many queries in all."""
+        ...
+
+    def looking_ahead(
+        self, documents: Sequence[str], queries: int, groups: Iterable[Sequence[str]], k: int
+    ) -> AbstractContextManager[Callable[[], None]]:
+        """Until it is left, idle cores may look up what `retriever(documents, queries)` is asked next.
+
+        They begin when what it yields is called, again and again if need be; not before the base model is loaded, since
+        loading changes what all threads of torch see. `groups`: the queries that will be asked for at once, `k`
+        neighbours each. Results are the same without it.
+        """
         ...
 
     def provenance(self) -> dict[str, str]:

@@ -7,8 +7,8 @@ the manifest.
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -34,7 +34,7 @@ from semievol.histograms import Agreement, RoundSummary, so_far
 from semievol.inputs import decide_answers, hold_out, nothing_left, unaskable, unreadable
 from semievol.labeling import label_rows
 from semievol.overlaps import Apart, contradicting, keep_apart
-from semievol.ports import Backend, Generator, Progress, TrainingRow
+from semievol.ports import Backend, Generator, Progress, TrainingRow, do_nothing
 from semievol.prompts import Message, question_of
 from semievol.recipe import Recipe
 from semievol.seeds import seed_of
@@ -108,6 +108,10 @@ class Pending:
         if "pending" in source.facts:
             return cls(source.folder / PENDING, math.ceil(source.facts["pending"] / size))
         return cls(source.folder / "unlabeled.parquet", math.ceil(source.facts["rows"]["unlabeled"] / size))
+
+    def questions(self, shard: int) -> list[str]:
+        """What retrieval compares of each row of a shard."""
+        return _questions(read_examples(self.path, shard))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,16 +210,41 @@ def _readable(path: Path | None, rules: Answers) -> list[Example]:
     return rows
 
 
-def warm_up(data: Prepared, backend: Backend, job: "Job") -> StageWork:
-    """In-weight propagation: fine-tune on the labeled rows. This is plain SFT, which SemiEvol is measured against."""
+def warm_up(data: Prepared, backend: Backend, pending: Pending, job: "Job") -> StageWork:
+    """In-weight propagation: fine-tune on the labeled rows. This is plain SFT, which SemiEvol is measured against.
+
+    Meanwhile idle cores look for the neighbours of the pending rows.
+    """
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
-        rows = [_training_row(row) for row in read_examples(data.train)]
-        seed = seed_of(job.seed, "warm-up")
-        log = backend.trainer().train(rows, job.recipe.warmup, seed=seed, output=folder / ADAPTER, progress=progress)
+        labeled = read_examples(data.train)
+        rows = [_training_row(row) for row in labeled]
+        seed, output = seed_of(job.seed, "warm-up"), folder / ADAPTER
+        with _looking_ahead(labeled, backend, pending, job) as look_ahead:
+
+            def trains(done: int, total: int, loss: float | None = None, /) -> None:
+                look_ahead()
+                progress(done, total, loss)
+
+            log = backend.trainer().train(rows, job.recipe.warmup, seed=seed, output=output, progress=trains)
         return asdict(log)
 
     return work
+
+
+def _looking_ahead(
+    labeled: Sequence[Example], backend: Backend, pending: Pending, job: "Job"
+) -> AbstractContextManager[Callable[[], None]]:
+    """What it yields begins to look up what `find_neighbours` will ask for, if there are cores to do it."""
+    pool = pool_size(job.recipe, len(labeled))
+    if not pool or not pending.shards:
+        return nullcontext(do_nothing)
+    groups = (pending.questions(shard) for shard in range(pending.shards))
+    return backend.looking_ahead(_questions(labeled), row_count(pending.path), groups, pool)
+
+
+def _questions(rows: Iterable[Example]) -> list[str]:
+    return [question_of(row.prompt) for row in rows]
 
 
 # --- one round --------------------------------------------------------------------------------------------------------
@@ -229,10 +258,10 @@ def find_neighbours(data: Prepared, backend: Backend, pending: Pending, job: "Jo
         pool = pool_size(job.recipe, len(labeled))
         if not pool:
             return {"pool": 0}
-        retriever = backend.retriever([question_of(row.prompt) for row in labeled])
         done, total = 0, row_count(pending.path)
+        retriever = backend.retriever(_questions(labeled), total)
         for group in range(pending.shards):
-            texts = [question_of(row.prompt) for row in read_examples(pending.path, group)]
+            texts = pending.questions(group)
             indices, similarities = retriever.nearest(texts, pool)
             np.savez(folder / f"{group:05d}.npz", indices=indices, similarities=similarities)
             done += len(texts)

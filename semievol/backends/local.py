@@ -2,8 +2,10 @@
 
 import hashlib
 import logging
+import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -13,9 +15,10 @@ from typing import Literal
 import torch
 from transformers.utils import logging as transformers_logging
 
+from semievol.backends.ahead import RetrieverAhead
 from semievol.backends.chat import Chat
-from semievol.backends.embedders import build_retriever
-from semievol.backends.huggingface import device_name, dtype_of, open_generator
+from semievol.backends.embedders import WITHOUT_EMBEDDER, build_retriever, retrieval_device
+from semievol.backends.huggingface import device_name, device_of, dtype_of, open_generator
 from semievol.backends.parallel import check_processes
 from semievol.backends.quantization import check_quantization
 from semievol.backends.training import LoraTrainer
@@ -23,7 +26,7 @@ from semievol.backends.vllm import VllmGenerator, knows, open_vllm, vllm_version
 from semievol.backends.vllm import is_installed as vllm_installed
 from semievol.errors import EngineDied, ModelError
 from semievol.memory import Halvings
-from semievol.ports import Checkpoints, Generator, Progress, Purpose, Retriever, Trainer, no_progress
+from semievol.ports import Checkpoints, Generator, Progress, Purpose, Retriever, Trainer, do_nothing, no_progress
 from semievol.prompts import Prompt
 from semievol.recipe import FEW_ROWS, Recipe
 
@@ -48,6 +51,7 @@ class LocalBackend:
         transformers_logging.disable_progress_bar()  # the run shows its own
         self.chat = Chat.load(model, recipe.model.revision)
         self.device = device_name(recipe.model)
+        self._ahead: dict[tuple[str, ...], Retriever] = {}
 
     def lengths(self, chats: Sequence[Prompt]) -> list[int]:
         """See `ports.Backend`."""
@@ -81,10 +85,37 @@ class LocalBackend:
             self.model, recipe.model, self.chat, self.checkpoints, halvings=halvings, parallel=recipe.parallel
         )
 
-    def retriever(self, documents: Sequence[str], progress: Progress = no_progress) -> Retriever:
+    def retriever(self, documents: Sequence[str], queries: int) -> Retriever:
         """See `ports.Backend`."""
-        name = self.recipe.propagation.retriever
-        return build_retriever(name, documents, self.model, self.recipe.model, self.chat, progress)
+        known = self._ahead.pop(tuple(documents), None)
+        return self._build_retriever(documents, queries) if known is None else known
+
+    @contextmanager
+    def looking_ahead(
+        self, documents: Sequence[str], queries: int, groups: Iterable[Sequence[str]], k: int
+    ) -> Iterator[Callable[[], None]]:
+        """See `ports.Backend`."""
+        if not self._cores_idle(queries):
+            yield do_nothing
+            return
+        ahead = RetrieverAhead(lambda progress: self._build_retriever(documents, queries, progress))
+        self._ahead = {tuple(documents): ahead}
+        with ahead.searching(groups, k) as begin:
+            yield begin
+
+    def _build_retriever(self, documents: Sequence[str], queries: int, progress: Progress = no_progress) -> Retriever:
+        name, settings = self.recipe.propagation.retriever, self.recipe.model
+        return build_retriever(name, documents, self.model, settings, self.chat, queries, progress)
+
+    def _cores_idle(self, queries: int) -> bool:
+        """Whether cores that could embed so many queries idle while the base model trains."""
+        settings = self.recipe.model
+        if self.recipe.propagation.retriever in WITHOUT_EMBEDDER:
+            return False
+        if device_of(settings).type != "cpu":
+            return retrieval_device(settings, queries).type == "cpu"
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        return torch.get_num_threads() * self.recipe.parallel.processes < cores
 
     def provenance(self) -> dict[str, str]:
         """See `ports.Backend`."""

@@ -15,7 +15,6 @@ from semievol.backends.quantization import check_quantization
 from semievol.estimates.history import History
 from semievol.examples import Example
 from semievol.overlaps import LINES_TOLD
-from semievol.ports import no_progress
 from semievol.prompts import Message, Prompt, question_of
 from semievol.recipe import Recipe
 from semievol.replies import reply_limit, reply_room
@@ -109,9 +108,7 @@ def worked_examples(model: str, recipe: Recipe, chat: Chat, checked: Checked) ->
         needs = "the base model's weights" if name == "hidden" else "a download"
         return {"missing": f"the retrieval model {name} needs {needs}, which a run would load"}
     row = checked.pool[0]
-    retriever = build_retriever(
-        name, [question_of(one.prompt) for one in train], model, recipe.model, chat, no_progress
-    )
+    retriever = build_retriever(name, [question_of(one.prompt) for one in train], model, recipe.model, chat, 1)
     indices, similarities = retriever.nearest([question_of(row.prompt)], recipe.propagation.k)
     found = [
         {
