@@ -43,7 +43,7 @@ test: $(INSTALLED) $(ENGINE) ## Run the tests in random order; ARGS="-k entropy"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-long: $(INSTALLED) $(ENGINE) ## Run what 'make test' leaves out because it takes minutes: more kills, full disks, the guide
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m long $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long $(ARGS)
 
 format: $(INSTALLED) ## Rewrite the code as 'make lint' wants it, as far as a machine can
 	@$(BIN)/ruff check --fix-only --quiet .
