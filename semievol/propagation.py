@@ -12,6 +12,7 @@ from semievol.examples import content_id
 from semievol.ports import Embedder, Floats, Progress, Retriever, no_progress
 
 CHUNK_ROWS = 4096
+Ints = npt.NDArray[np.int64]
 
 
 class DenseRetriever:
@@ -49,6 +50,17 @@ def _best(scores: Floats, k: int) -> npt.NDArray[np.int64]:
     tied = np.count_nonzero(scores >= values.min(axis=1, keepdims=True), axis=1) > k
     best[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
     return best
+
+
+def alike(neighbours: Ints, *, farthest_first: bool) -> Ints:
+    """Places of the rows in an order in which those with the same neighbours follow one another.
+
+    `neighbours`: [rows, k], the nearest first. By the farthest first, which prompts begin with, if that is how all of a
+    row's prompts begin; otherwise by the nearest.
+    """
+    columns = neighbours if farthest_first else neighbours[:, ::-1]
+    order: Ints = np.lexsort(columns.T)  # which goes by the last of its keys first
+    return order
 
 
 def nearest_others(

@@ -4,12 +4,14 @@ Stages hand each other files only: rows and labels as Parquet, adapters as PEFT 
 the manifest.
 """
 
+import heapq
 import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +31,7 @@ from semievol.generation import (
     Neighbours,
     answer_shard,
     pool_size,
+    views_differ,
 )
 from semievol.histograms import Agreement, RoundSummary, so_far
 from semievol.inputs import decide_answers, hold_out, nothing_left, unaskable, unreadable
@@ -36,6 +39,7 @@ from semievol.labeling import label_rows
 from semievol.overlaps import Apart, contradicting, keep_apart
 from semievol.ports import Backend, Generator, Progress, TrainingRow, do_nothing
 from semievol.prompts import Message, question_of
+from semievol.propagation import alike
 from semievol.recipe import Recipe
 from semievol.seeds import seed_of
 from semievol.selection import measure_of, select
@@ -51,6 +55,7 @@ from semievol.tables import (
     read_examples,
     read_rows,
     row_count,
+    take_rows,
     write_examples,
     write_rows,
 )
@@ -64,6 +69,8 @@ DECIDED = "decided.parquet"
 SUMMARY = "summary.json"
 ANSWERS = "answered.parquet"
 ADAPTER = "adapter"
+WINDOW_ROWS = 16_384
+"""So many rows of the file are shared out among shards together."""
 REVIEWED = "reviewed"
 """Reason of a decision that a person made."""
 
@@ -96,7 +103,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Unlabeled rows that wait for a label: a Parquet file with a row group a shard."""
+    """Unlabeled rows that wait for a label: a Parquet file whose row groups are as long as shards."""
 
     path: Path
     shards: int
@@ -109,9 +116,9 @@ class Pending:
             return cls(source.folder / PENDING, math.ceil(source.facts["pending"] / size))
         return cls(source.folder / "unlabeled.parquet", math.ceil(source.facts["rows"]["unlabeled"] / size))
 
-    def questions(self, shard: int) -> list[str]:
-        """What retrieval compares of each row of a shard."""
-        return _questions(read_examples(self.path, shard))
+    def questions(self, group: int) -> list[str]:
+        """What retrieval compares of each row of a row group."""
+        return _questions(read_examples(self.path, group))
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,15 +267,43 @@ def find_neighbours(data: Prepared, backend: Backend, pending: Pending, job: "Jo
             return {"pool": 0}
         done, total = 0, row_count(pending.path)
         retriever = backend.retriever(_questions(labeled), total)
-        for group in range(pending.shards):
-            texts = pending.questions(group)
-            indices, similarities = retriever.nearest(texts, pool)
-            np.savez(folder / f"{group:05d}.npz", indices=indices, similarities=similarities)
-            done += len(texts)
-            progress(done, total)
+        for window in _windows(pending.shards, job.recipe):
+            found = []
+            for group in window:
+                texts = pending.questions(group)
+                found.append(retriever.nearest(texts, pool))
+                done += len(texts)
+                progress(done, total)
+            _write_neighbours(folder, window, found, job.recipe)
         return {"rows": len(labeled) + total, "pool": pool, "retriever": job.recipe.propagation.retriever}
 
     return work
+
+
+def _windows(shards: int, recipe: Recipe) -> Iterator[range]:
+    """Shards that share their rows out among them by what these have in common."""
+    size = max(1, WINDOW_ROWS // recipe.generation.shard_size)
+    return (range(start, min(start + size, shards)) for start in range(0, shards, size))
+
+
+def _write_neighbours(folder: Path, window: range, found: Sequence[tuple[Any, Any]], recipe: Recipe) -> None:
+    """A file for each shard of the window: its rows, by their place among all, in ascending order, and neighbours."""
+    size = recipe.generation.shard_size
+    indices, similarities = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = alike(indices, farthest_first=not views_differ(recipe))
+    for shard in window:
+        start = (shard - window.start) * size
+        rows = np.sort(order[start : start + size])
+        np.savez(
+            folder / _neighbours_file(shard),
+            rows=rows + window.start * size,
+            indices=indices[rows],
+            similarities=similarities[rows],
+        )
+
+
+def _neighbours_file(shard: int) -> str:
+    return f"{shard:05d}.npz"
 
 
 @contextmanager
@@ -303,12 +338,9 @@ def generate_shard(
     """Collaborative learning over one shard. `labeled` and the generator are shared by all shards of a process."""
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
-        rows, engine = read_examples(pending.path, shard), generator()
+        engine = generator()
         read_before = engine.prompt_tokens
-        near = None
-        if neighbours.facts["pool"]:
-            with np.load(neighbours.folder / f"{shard:05d}.npz") as arrays:
-                near = Neighbours(arrays["indices"], arrays["similarities"])
+        rows, near = _rows_of(shard, pending, neighbours, job.recipe)
         answered = answer_shard(
             rows,
             near,
@@ -326,7 +358,6 @@ def generate_shard(
             agreement.see(*provisional(one.trials, data.answers))
         return {
             "rows": len(rows),
-            "lines": [rows[0].line, rows[-1].line],  # where to look for a row without opening files
             "replies": len(trials),
             "justified": sum(one.justification is not None for one in answered),
             "tokens": sum(len(trial.logprobs) for trial in trials),
@@ -338,11 +369,27 @@ def generate_shard(
     return work
 
 
+def _rows_of(
+    shard: int, pending: Pending, neighbours: Stage, recipe: Recipe
+) -> tuple[list[Example], Neighbours | None]:
+    """The rows of a shard, in the order of the file, and their neighbours, if they have any."""
+    if not neighbours.facts["pool"]:
+        return read_examples(pending.path, shard), None
+    with np.load(neighbours.folder / _neighbours_file(shard)) as arrays:
+        records = take_rows(pending.path, arrays["rows"].tolist(), recipe.generation.shard_size)
+        return list(map(example_of, records)), Neighbours(arrays["indices"], arrays["similarities"])
+
+
 def select_labels(data: Prepared, shards: Sequence[Stage], round_number: int, job: "Job") -> StageWork:
     """Decide every row: label, confidence, selection. Rows that were not taken wait for the next round."""
 
+    def of_shard(number: int) -> Iterator[dict[str, Any]]:
+        return (record | {"shard": number} for record in read_rows(shards[number].folder / ANSWERS))
+
     def answered() -> Iterator[dict[str, Any]]:
-        return (record for shard in shards for record in read_rows(shard.folder / ANSWERS))
+        """In the order of the file."""
+        for window in _windows(len(shards), job.recipe):
+            yield from heapq.merge(*map(of_shard, window), key=itemgetter("line"))
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
         mix = data.facts["answer_mix"]

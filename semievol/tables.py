@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ ANSWERED = pa.schema([*_EXAMPLE, *_TRIALS])
 PSEUDO_LABELS = pa.schema(
     [
         ("round", pa.int32()),
+        ("shard", pa.int32()),
         *_EXAMPLE,
         ("answer", pa.string()),
         ("reply", pa.string()),
@@ -58,7 +60,8 @@ PSEUDO_LABELS = pa.schema(
 )
 """The public `pseudo_labels.parquet`: one row for each unlabeled row, with all that led to its decision."""
 
-
+READ_ROWS = 32
+"""Records that are made of a file's columns at a time: where many files are read at once, there are so many of each."""
 _MESSAGE_FIELDS = [field.name for field in fields(Message)]
 _TRIAL_FIELDS = [field.name for field in fields(Trial)]
 
@@ -79,11 +82,24 @@ def write_rows(path: Path, schema: pa.Schema, records: Iterable[dict[str, Any]],
 
 
 def read_rows(path: Path, group: int | None = None) -> Iterator[dict[str, Any]]:
-    """Records of one row group, or of all, one group in memory at a time."""
+    """Records of one row group, or of all, a few in memory at a time."""
+    with _opened(path) as file:
+        groups = None if group is None else [group]
+        for batch in file.iter_batches(READ_ROWS, row_groups=groups, use_threads=False):
+            yield from batch.to_pylist()
+
+
+def take_rows(path: Path, places: Sequence[int], group_rows: int) -> Iterator[dict[str, Any]]:
+    """Records at these places, which ascend, of a file with `group_rows` rows a row group; one group at a time."""
+    with _opened(path) as file:
+        for group, some in groupby(places, lambda place: place // group_rows):
+            within = [place - group * group_rows for place in some]
+            yield from file.read_row_group(group).take(within).to_pylist()
+
+
+def _opened(path: Path) -> pq.ParquetFile:
     stat = path.stat()
-    with pq.ParquetFile(path, metadata=_footer(path, stat.st_mtime_ns, stat.st_size)) as file:
-        for index in range(file.num_row_groups) if group is None else (group,):
-            yield from file.read_row_group(index).to_pylist()
+    return pq.ParquetFile(path, metadata=_footer(path, stat.st_mtime_ns, stat.st_size))
 
 
 @lru_cache(maxsize=2)
@@ -149,7 +165,7 @@ def answered_of(record: dict[str, Any]) -> Answered:
 def pseudo_label_record(
     round_number: int, answered: dict[str, Any], label: Label, decision: Decision
 ) -> dict[str, Any]:
-    """A row for the schema PSEUDO_LABELS from a record of ANSWERED."""
+    """A row for the schema PSEUDO_LABELS from a record of ANSWERED, which says its shard too."""
     return answered | {
         "round": round_number,
         "answer": label.answer,

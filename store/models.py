@@ -295,7 +295,7 @@ class JobEvent(Row):
 class PseudoLabel(Row):
     """What was decided of one unlabeled row, and what a person made of it. The last round to ask the row wins.
 
-    Replies and log-probabilities of all collaborators stay in the object store.
+    Replies and log-probabilities of all collaborators stay in the object store, with the shard that made them.
     """
 
     __tablename__ = "pseudo_labels"
@@ -327,6 +327,8 @@ class PseudoLabel(Row):
     vote_share: Mapped[float | None]
     entropy: Mapped[float | None]
     answer_entropy: Mapped[float | None]
+    shard: Mapped[int | None] = mapped_column(Integer)
+    """Of the round: where the replies and log-probabilities of all collaborators are. None before version 0005."""
     reviewed_decision: Mapped[str | None]
     reviewed_answer: Mapped[str | None] = mapped_column(Text)
     reviewed_by: Mapped[str | None]

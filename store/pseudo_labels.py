@@ -35,6 +35,7 @@ class LabelRow(NamedTuple):
     vote_share: float | None = None
     entropy: float | None = None
     answer_entropy: float | None = None
+    shard: int | None = None
 
 
 COLUMNS = ("job_id", "round", *LabelRow._fields)

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from semievol import summary, wording
+from semievol import stages, summary, wording
 from semievol.errors import DataError, ModelError, RecipeError, WorkdirError
 from semievol.fakes import FakeBackend, FakeObserver, read_memory
 from semievol.pipeline import Job, run
 from semievol.ports import Purpose
 from semievol.recipe import Recipe
-from semievol.tables import read_rows
+from semievol.tables import read_examples, read_rows
 from tests.tickets import WORDS, Row, tickets, write_csv, write_labeled, write_unlabeled
 
 pytestmark = pytest.mark.slow
@@ -120,6 +120,33 @@ def test_every_row_has_one_decision_and_a_reason(tmp_path: Path, layer: dict[str
         assert (row["answer"] is None) == math.isnan(row["confidence"])
     assert sum(measured["n"] for measured in outcome["accuracy"].values()) == 180
     json.dumps(outcome, allow_nan=False)
+
+
+@pytest.mark.parametrize("worked_examples", ["varied", "shared"])
+@pytest.mark.parametrize("window", [16, 30, stages.WINDOW_ROWS])
+def test_rows_with_the_same_worked_examples_are_asked_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worked_examples: str, window: int
+) -> None:
+    """Within a window of the file; what comes out is in the order of the file again."""
+    monkeypatch.setattr(stages, "WINDOW_ROWS", window)
+    size = 8
+    job = job_in(tmp_path, generation={"shard_size": size, "worked_examples": worked_examples})
+    run(job, FakeBackend(), tmp_path / "out", FakeObserver())
+    folder = tmp_path / "out" / "stages"
+    names = [row.id for row in read_examples(folder / "prepare" / "train.parquet")]
+    decided = labels(tmp_path / "out")
+    assert [row["line"] for row in decided] == list(range(1, ROWS + 1))
+    together, shards = window // size, list[list[list[int]]]()
+    for shard in range(ROWS // size):
+        asked = list(read_rows(folder / "round-1" / f"generate-{shard:05d}" / stages.ANSWERS))
+        assert [row["line"] for row in asked] == [row["line"] for row in decided if row["shard"] == shard]
+        first = [[names.index(one) for one in row["trials"][0]["worked_examples"]] for row in asked]
+        shards.append([seen if worked_examples == "shared" else seen[::-1] for seen in first])
+        assert len(asked) == size
+        assert {(row["line"] - 1) // size // together for row in asked} == {shard // together}
+    for start in range(0, len(shards), together):
+        for before, after in pairwise(shards[start : start + together]):
+            assert max(before) <= min(after)
 
 
 @pytest.mark.parametrize("layer", [SWITCHES["default"], SWITCHES["sampled"], SWITCHES["two rounds"]])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semievol.fakes import FakeEmbedder, FakeRetriever
-from semievol.propagation import CHUNK_ROWS, DenseRetriever, nearest_others, top_k
+from semievol.propagation import CHUNK_ROWS, DenseRetriever, alike, nearest_others, top_k
 
 
 @given(st.integers(1, 20), st.integers(1, 15), st.integers(1, 20), st.integers(0, 99))
@@ -53,3 +53,13 @@ def test_where_fewer_others_exist_the_last_one_repeats() -> None:
 def test_a_row_without_others_is_an_error() -> None:
     with pytest.raises(ValueError, match="other than itself"):
         nearest_others(FakeRetriever(["a", "a"]), ["a", "a"], ["x", "x-2"], ["x", "x-2"], 1)
+
+
+@given(st.integers(0, 60), st.integers(1, 4), st.booleans(), st.integers(0, 99))
+def test_rows_with_the_same_neighbours_follow_one_another(rows: int, k: int, farthest_first: bool, seed: int) -> None:
+    neighbours = np.random.default_rng(seed).integers(0, 3, (rows, k))
+    order = alike(neighbours, farthest_first=farthest_first)
+    assert sorted(order) == list(range(rows))
+    prompts = neighbours[:, ::-1] if farthest_first else neighbours
+    keys = [(*map(int, prompts[row]), row) for row in order]
+    assert keys == sorted(keys)

@@ -302,4 +302,5 @@ def _labels(path: Path) -> Iterator[LabelRow]:
             vote_share=record["vote_share"],
             entropy=record["entropy"],
             answer_entropy=record["answer_entropy"],
+            shard=record["shard"],
         )

@@ -10,7 +10,7 @@ from api.errors import NotFound
 from api.schemas.labels import LabelDetail, OptionView, TokenView, TrialView, TurnView, WorkedExample
 from api.services.pseudo_labels import find_label, label_view
 from api.services.trials import Trials
-from store.models import Job, StageRow
+from store.models import Job, PseudoLabel, StageRow
 
 Record = Mapping[str, Any]
 
@@ -19,7 +19,7 @@ def label_detail(session: Session, trials: Trials, job: Job, line: int) -> Label
     """The row of that line. Raises NotFound."""
     label = find_label(session, job, line)
     prepared = session.get(StageRow, (job.id, "prepare"))
-    shard = _shard_of(session, job, label.round, line)
+    shard = _shard_of(session, label)
     if prepared is None or shard is None:
         raise _nothing_kept(line)
     answered = shard.files["answered.parquet"]
@@ -41,27 +41,14 @@ def label_detail(session: Session, trials: Trials, job: Job, line: int) -> Label
     )
 
 
-def _shard_of(session: Session, job: Job, round_number: int, line: int) -> StageRow | None:
-    """The stage that answered the line in that round, by the lines that shards tell of; None if there is none.
-
-    A row's shard is the one to be expected from its line, or an earlier one where lines hold no rows to ask.
-    """
-    low, high = 0, (line - 1) // int(job.recipe["generation"]["shard_size"])
-    shard = high
-    while low <= high:
-        stage = session.get(StageRow, (job.id, f"round-{round_number}/generate-{shard:05d}"))
-        if stage is not None and "lines" not in stage.facts:
-            return None
-        first, last = stage.facts["lines"] if stage else (line + 1, line + 1)
-        if first <= line <= last and stage is not None:
-            return stage
-        low, high = (low, shard - 1) if line < first else (shard + 1, high)
-        shard = (low + high) // 2
-    return None
+def _shard_of(session: Session, label: PseudoLabel) -> StageRow | None:
+    if label.shard is None:
+        return None
+    return session.get(StageRow, (label.job_id, f"round-{label.round}/generate-{label.shard:05d}"))
 
 
 def _nothing_kept(line: int) -> NotFound:
-    message = f"nothing is kept of how line {line} was decided; versions before this one did not tell where it is"
+    message = f"nothing is kept of how line {line} was decided; earlier versions did not tell where that is"
     return NotFound(message, code="trials_not_found", param="row")
 
 
