@@ -80,12 +80,13 @@ def knows(model: str, revision: str | None) -> bool:
 def open_vllm(
     model: str, settings: ModelSettings, engine: EngineSettings, chat: Chat, adapter: Path | None, *, halvings: int = 0
 ) -> "Iterator[VllmGenerator]":
-    """A generator over the base model, the adapter added to its weights. The engine starts at the first use.
+    """A generator over the base model, the adapter added to its weights. The engine loads while prompts are made.
 
     `halvings`: how often the number of completions that are computed at once is cut in half.
     """
     generator = VllmGenerator(start_of(model, settings, engine, adapter, halvings=halvings), chat)
     try:
+        generator.begin()
         yield generator
     finally:
         generator.close()
@@ -152,11 +153,26 @@ class VllmGenerator:
         self.prompt_tokens = 0
         self._process: _Process | None = None
 
+    def begin(self) -> None:
+        """Start the engine if it does not run, and do not wait for it."""
+        self._running()
+
     def load(self) -> None:
-        """Start the engine if it does not run. Raises ModelError, OutOfMemory, and EngineDied if it ends at once."""
+        """Start the engine if it does not run, and wait until it is loaded.
+
+        Raises ModelError, OutOfMemory, and EngineDied if it ends at once.
+        """
+        try:
+            self._running().wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def _running(self) -> "_Process":
         if self._process is None:
             give_back()  # vLLM takes a share of the whole GPU
             self._process = _Process(self.start, self.sequences)
+        return self._process
 
     def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
         """See `ports.Generator`."""
@@ -228,8 +244,7 @@ class VllmGenerator:
             for attempt in (1, 2):
                 try:
                     self.load()
-                    assert self._process is not None
-                    for message in self._process.ask(begin(), follow):
+                    for message in self._running().ask(begin(), follow):
                         if isinstance(message, End):
                             self.last, ended = message, True
                             return
@@ -317,13 +332,14 @@ class _Process:
         self.connection = Connection(ours.detach())
         self.ready, self.failure, self.asking = False, None, None
         self.following = SimpleQueue[Queries | None]()
-        try:
-            self._send(start)
+        with suppress(OSError):  # that it is gone already is heard next
+            self.connection.send(start)
+
+    def wait_until_ready(self) -> None:
+        """Until the engine is loaded."""
+        if not self.ready:
             self._hear()
-        except BaseException:
-            self.close()
-            raise
-        self.ready = True
+            self.ready = True
 
     def ask(self, queries: Queries, follow: Callable[[list[Written]], Queries]) -> Iterator[list[Written] | End]:
         """What the engine answers, the end included. Queries are made and sent while it answers others."""
@@ -371,12 +387,6 @@ class _Process:
             self.following.put(None)
             self.asking.join()
             self.asking = None
-
-    def _send(self, message: Any) -> None:
-        try:
-            self.connection.send(message)
-        except OSError:
-            raise self._death() from None
 
     def _hear(self) -> Any:
         try:

@@ -9,7 +9,9 @@ this process ends, all of its memory is free.
 import signal
 from collections import deque
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -85,13 +87,24 @@ class End:
 
 
 @dataclass(slots=True)
-class _Tally:
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
+class _UnderWay:
+    """A query that is being computed, and what it has come to so far."""
 
-    def see(self, output: Any) -> None:
-        self.prompt_tokens += len(output.prompt_token_ids)
-        self.cached_tokens += output.num_cached_tokens or 0
+    query: Query
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    def see(self, output: Any) -> Written | None:
+        """Take what a step of the engine gave it; what became of it, if that was the end."""
+        told = output.new_logprobs  # of each position the token that was drawn comes first
+        if self.query.scored:
+            known = dict(zip(told.logprob_token_ids[0].tolist(), told.logprobs[0].tolist(), strict=True))
+            return Written(self.query.place, [], [known[token] for token in self.query.scored], True)
+        self.tokens += output.new_token_ids
+        self.logprobs += told.logprobs[:, 0].tolist()
+        if output.finish_reason is None:
+            return None
+        return Written(self.query.place, self.tokens, self.logprobs, str(output.finish_reason) == "stop")
 
 
 @dataclass(slots=True)
@@ -132,7 +145,12 @@ class _Inbox:
 
 @dataclass(slots=True)
 class Engine:
-    """A loaded engine that answers queries."""
+    """A loaded engine that answers queries.
+
+    It is asked through the client of vLLM's core. What lies before and after that in vLLM (rendering, copies of the
+    parameters, detokenisation, outputs as users see them) is of no use for tokens that go in and come out, and took as
+    long as a small model itself.
+    """
 
     start: Start
     engine: Any = field(init=False)
@@ -146,58 +164,63 @@ class Engine:
 
     def answer(self, inbox: _Inbox) -> Iterator[list[Written] | End]:
         """What is finished, as it is finished, and the end. Waits for a query where the queue has room for it."""
-        self.engine.reset_prefix_cache()  # what earlier queries left must not decide what is computed together
-        tally, unanswered, added = _Tally(), 0, 0
-        under_way: dict[int, Query] = {}
+        core = self.engine.engine_core
+        core.reset_prefix_cache()  # what earlier queries left must not decide what is computed together
+        prompt_tokens, cached_tokens, unanswered, added = 0, 0, 0, 0
+        under_way: dict[str, _UnderWay] = {}
         while True:
             while unanswered > (LAG if under_way else 0):
                 inbox.follow()
                 unanswered -= 1
             while len(under_way) < self.start.queue and (query := inbox.next()):
-                self.engine.add_request(str(added), {"prompt_token_ids": query.prompt}, _sampling(query))
-                under_way[added] = query
+                core.add_request(_request(str(added), query))
+                under_way[str(added)] = _UnderWay(query)
+                prompt_tokens += len(query.prompt)
                 added += 1
             if not under_way:
                 break
-            done = [output for output in self.engine.step() if output.finished]
-            for output in done:
-                tally.see(output)
+            done: list[Written] = []
+            for output in core.get_output().outputs:
+                if output.prefill_stats is not None:
+                    cached_tokens += output.prefill_stats.num_cached_tokens
+                if written := under_way[output.request_id].see(output):
+                    del under_way[output.request_id]
+                    done.append(written)
             if done:
-                yield [_written(output, under_way.pop(int(output.request_id))) for output in done]
+                yield done
                 unanswered += 1
-        yield End(tally.prompt_tokens, tally.cached_tokens)
+        yield End(prompt_tokens, cached_tokens)
 
 
-def _sampling(query: Query) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+def _request(name: str, query: Query) -> Any:
+    from vllm.v1.engine import EngineCoreRequest
 
-    if query.scored:
-        asked: dict[str, Any] = {"logprob_token_ids": list(query.scored), "temperature": 0.0}
-    else:
-        asked = {"logprobs": 0, "temperature": query.temperature}
-        if query.temperature:
-            asked["seed"] = query.seed
-    return SamplingParams(
-        **asked,
-        max_tokens=query.max_tokens,
-        stop_token_ids=list(query.stop),
-        ignore_eos=True,  # where a reply ends is the chat template's to say
-        detokenize=False,
-        flat_logprobs=True,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+    parameters = copy(_parameters(query.scored, query.max_tokens, query.temperature, query.stop))
+    if query.temperature:
+        parameters.seed = query.seed
+    return EngineCoreRequest(
+        request_id=name,
+        prompt_token_ids=query.prompt,
+        mm_features=None,
+        sampling_params=parameters,
+        pooling_params=None,
+        arrival_time=0.0,  # requests of the same priority are taken in the order in which they were added
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
     )
 
 
-def _written(finished: Any, query: Query) -> Written:
-    output = finished.outputs[0]
-    told, tokens = output.logprobs, list(output.token_ids)
-    if query.scored:
-        known = dict(zip(told.token_ids, told.logprobs, strict=True))
-        return Written(query.place, [], [float(known[token]) for token in query.scored], True)
-    # the first of each position is the token that was drawn
-    logprobs = [float(told.logprobs[start]) for start in told.start_indices]
-    return Written(query.place, tokens, logprobs, output.finish_reason == "stop")
+@lru_cache(maxsize=256)
+def _parameters(scored: tuple[int, ...], max_tokens: int, temperature: float, stop: tuple[int, ...]) -> Any:
+    """Checked once for all queries that have them in common."""
+    from vllm import SamplingParams
+
+    asked: dict[str, Any] = {"logprobs": 0, "temperature": temperature}
+    if scored:
+        asked = {"logprob_token_ids": list(scored), "temperature": 0.0}
+    # Where a reply ends is the chat template's to say.
+    return SamplingParams(**asked, max_tokens=max_tokens, stop_token_ids=list(stop), ignore_eos=True, detokenize=False)
 
 
 def serve(handle: int) -> None:
