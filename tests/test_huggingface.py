@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 from semievol.backends.chat import Chat
-from semievol.backends.huggingface import HuggingFaceGenerator, load_model, open_generator
+from semievol.backends.huggingface import HuggingFaceGenerator, _first, _Times, load_model, open_generator
 from semievol.backends.training import LoraTrainer
 from semievol.errors import LossDiverged
 from semievol.examples import Example
@@ -113,6 +113,17 @@ def test_samples_follow_the_models_probabilities(prompts: list[Prompt], chat: Ch
     for probability in likeliest.tolist():
         seen = sum(count for key, count in counts.items() if abs(key - math.log(probability)) < 2e-4) / draws
         assert seen == pytest.approx(probability, abs=4 * math.sqrt(probability * (1 - probability) / draws) + 1e-3)
+
+
+def test_a_token_that_is_next_to_impossible_is_not_drawn() -> None:
+    """However many of them there are: one that took no time at all would win whatever its probability."""
+    vocabulary, draws = 200_000, 100
+    logprobs = torch.full((draws, vocabulary), -60.0)
+    logprobs[:, 7] = 0.0
+    times = _Times(range(draws), vocabulary, torch.device("cpu")).next(torch.arange(draws), torch.ones(draws))
+    chosen, close = _first(logprobs, torch.ones(draws), times)
+    assert set(chosen.tolist()) == {7}
+    assert not close.any()
 
 
 def test_logprobs_are_untempered_and_end_with_the_end_of_turn(prompts: list[Prompt], chat: Chat) -> None:

@@ -1,9 +1,9 @@
 """Generation with transformers: left-padded batches, shared prefixes, one seed a sample.
 
-A sample's randomness is one uniform number a token from a counter-based generator keyed by the sample's seed, turned
-into a token by the inverse of the cumulative distribution. So a batch's make-up, its order and the device's own random
-numbers play no part in what is drawn. Rounding does depend on the batch's shape; in fp32 a draw that falls so close to
-the border between two tokens that rounding could decide it is decided by the row computed alone.
+A sample is drawn by a race (the Gumbel-max trick): each token of the vocabulary takes an exponential time, the shorter
+on average the likelier it is, from a generator that the sample's seed starts, and the first wins. So a batch's make-up,
+its order and what else is drawn play no part. Rounding does depend on the batch's shape; in fp32 a race so close that
+rounding could decide it is run again with the row computed alone.
 """
 
 import platform
@@ -31,8 +31,8 @@ from semievol.recipe import ModelSettings
 
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072}
 """Tokens (rows times padded length) held at once, by device type."""
-CLOSE_DRAW = 2e-5
-"""A draw nearer than this to another token (in probability) is decided alone; rounding in fp32 stays well below it."""
+CLOSE_RACE = 1e-4
+"""Nats that may lie between the first two tokens where the row decides alone; rounding in fp32 stays well below it."""
 MIN_SHARED_PREFIX = 8
 """A common beginning of at least this many tokens is computed once a batch."""
 
@@ -215,7 +215,7 @@ class HuggingFaceGenerator:
         self, state: "_State", prompts: Sequence[list[int]], seeds: Sequence[int], temperatures: Tensor, limit: int
     ) -> list[Response]:
         """Draw one response a row, at `temperatures` [rows]. Finished rows leave the batch once they are half of it."""
-        uniforms = _uniforms(seeds, limit) if temperatures.any() else torch.zeros(len(seeds), limit)
+        times = _Times(seeds, state.logprobs.shape[-1], self.device)
         stop = torch.tensor(sorted(self.chat.stop_ids))
         rows = torch.arange(len(seeds))
         tokens: list[list[int]] = [[] for _ in seeds]
@@ -223,13 +223,12 @@ class HuggingFaceGenerator:
         finished = [False] * len(seeds)
         alive = torch.ones(len(seeds), dtype=torch.bool)
         for step in range(limit):
-            at, tempered = uniforms[rows, step], temperatures[rows]
-            chosen, close = _choose(state.logprobs, tempered, at)
+            taken, tempered = times.next(rows, temperatures), temperatures[rows].to(self.device)
+            chosen, close = _first(state.logprobs, tempered, taken)
             if self.model.dtype == torch.float32:
                 for place in (close.cpu() & alive).nonzero()[:, 0].tolist():
-                    row = int(rows[place])
-                    alone = self._alone(prompts[row] + tokens[row])
-                    chosen[place] = _choose(alone, tempered[place : place + 1], at[place : place + 1])[0][0]
+                    alone = self._alone(prompts[int(rows[place])] + tokens[int(rows[place])])
+                    chosen[place] = _first(alone, tempered[place : place + 1], taken[place : place + 1])[0][0]
             logprob = state.logprobs.gather(1, chosen[:, None])[:, 0].cpu().tolist()
             chosen = chosen.cpu()
             for place, (row, token) in enumerate(zip(rows.tolist(), chosen.tolist(), strict=True)):
@@ -324,42 +323,40 @@ class _State:
         return _State(self.cache, self.mask[rows], self.logprobs[rows])
 
 
-def _uniforms(seeds: Sequence[int], steps: int) -> Tensor:
-    """One uniform number a sample and step in [0, 1): float64 [len(seeds), steps], from the seeds alone."""
-    draws = [np.random.Generator(np.random.Philox(key=seed)).random(steps) for seed in seeds]
-    return torch.from_numpy(np.stack(draws))
+class _Times:
+    """How long each token of the vocabulary takes, on a scale of its own: unit exponentials, sample by sample.
 
-
-def _choose(logprobs: Tensor, temperatures: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Next tokens [rows], and which of them were a close call.
-
-    The likeliest token where the temperature is 0; else the one at which the tempered cumulative distribution passes
-    the row's uniform number.
+    Each sample's come from its seed alone. On a GPU they are made there; the two kinds of devices draw differently.
     """
-    greedy = temperatures == 0
-    if greedy.all():
-        return _likeliest(logprobs)
-    if greedy.any():
-        (best, near), (drawn, close) = _likeliest(logprobs), _drawn(logprobs, temperatures + greedy, uniforms)
-        greedy = greedy.to(logprobs.device)
-        return torch.where(greedy, best, drawn), torch.where(greedy, near, close)
-    return _drawn(logprobs, temperatures, uniforms)
+
+    def __init__(self, seeds: Sequence[int], vocabulary: int, device: torch.device) -> None:
+        self.vocabulary, self.device = vocabulary, device
+        self.generators: list[Any] = [
+            np.random.Generator(np.random.Philox(key=seed))
+            if device.type == "cpu"
+            else torch.Generator(device).manual_seed(seed)
+            for seed in seeds
+        ]
+
+    def next(self, samples: Tensor, temperatures: Tensor) -> Tensor:
+        """Of the samples' next step, [len(samples), vocabulary]; all take the same where nothing is drawn."""
+        times = torch.ones((len(samples), self.vocabulary), device=self.device)
+        for row, sample in zip(times, samples.tolist(), strict=True):
+            if temperatures[sample] == 0:
+                continue
+            if self.device.type == "cpu":
+                # Not in fp32, in which one of ten million would be 0, and win whatever its probability.
+                row.copy_(torch.from_numpy(self.generators[sample].standard_exponential(self.vocabulary)))
+            else:
+                row.exponential_(generator=self.generators[sample])
+        return times
 
 
-def _likeliest(logprobs: Tensor) -> tuple[Tensor, Tensor]:
-    best = logprobs.topk(2, dim=-1)
-    return best.indices[:, 0], best.values[:, 0] - best.values[:, 1] < CLOSE_DRAW
-
-
-def _drawn(logprobs: Tensor, temperatures: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    tempered = logprobs.double() / temperatures.to(logprobs.device)[:, None]
-    mass = tempered.softmax(dim=-1).cumsum(dim=-1)
-    threshold = uniforms.to(mass.device)[:, None] * mass[:, -1:]
-    chosen = torch.searchsorted(mass, threshold, right=True).clamp(max=mass.shape[-1] - 1)
-    above = mass.gather(1, chosen) - threshold
-    below = threshold - mass.gather(1, (chosen - 1).clamp(min=0))
-    close = (above < CLOSE_DRAW) | ((below < CLOSE_DRAW) & (chosen > 0))
-    return chosen[:, 0], close[:, 0]
+def _first(logprobs: Tensor, temperatures: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """Next tokens [rows], and which of them were a close call: the likeliest where the temperature is 0."""
+    scale = torch.where(temperatures == 0, 1.0, temperatures)[:, None]
+    best = (logprobs - scale * times.log()).topk(2, dim=-1)
+    return best.indices[:, 0], best.values[:, 0] - best.values[:, 1] < CLOSE_RACE
 
 
 def _shared_prefix(prompts: Sequence[list[int]]) -> int:
