@@ -117,11 +117,12 @@ def test_samples_follow_the_models_probabilities(prompts: list[Prompt], chat: Ch
 
 def test_a_token_that_is_next_to_impossible_is_not_drawn() -> None:
     """However many of them there are: one that took no time at all would win whatever its probability."""
-    vocabulary, draws = 200_000, 100
-    logprobs = torch.full((draws, vocabulary), -60.0)
+    vocabulary, seeds = 200_000, [101, 108, 116, 130]  # in fp32 their first 200,000 times hold a 0
+    logprobs = torch.full((len(seeds), vocabulary), -60.0)
     logprobs[:, 7] = 0.0
-    times = _Times(range(draws), vocabulary, torch.device("cpu")).next(torch.arange(draws), torch.ones(draws))
-    chosen, close = _first(logprobs, torch.ones(draws), times)
+    samples, temperatures = torch.arange(len(seeds)), torch.ones(len(seeds))
+    times = _Times(seeds, vocabulary, torch.device("cpu")).next(samples, temperatures)
+    chosen, close = _first(logprobs, temperatures, times)
     assert set(chosen.tolist()) == {7}
     assert not close.any()
 
