@@ -99,20 +99,26 @@ class _Shard:
     round_number: int
 
     def run(self, progress: Progress) -> list[Answered]:
+        """Progress counts the answers, as so many rows: those of one row may come far apart."""
         courses = [_Course(self, index) for index in range(len(self.rows))]
-        done = 0
+        asked = heard = told = 0
 
         def go_on(course: _Course) -> list[_Ask]:
-            nonlocal done
+            nonlocal asked
             asks = course.next()
-            if not asks:
-                done += 1
-                progress(done, len(self.rows))
+            asked += len(asks)
             return asks
 
         def hear(ask: _Ask, trials: Sequence[Trial]) -> list[_Ask]:
+            nonlocal heard, told
             course = courses[ask.row]
-            return go_on(course) if course.hear(trials) else []
+            asks = go_on(course) if course.hear(trials) else []
+            heard += 1
+            done = len(self.rows) * heard // asked
+            if done > told:
+                told = done
+                progress(done, len(self.rows))
+            return asks
 
         asks = [ask for course in courses for ask in go_on(course)]
         (self._score if self._scored else self._sample)(asks, hear)

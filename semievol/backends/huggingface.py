@@ -7,7 +7,6 @@ rounding could decide it is run again with the row computed alone.
 """
 
 import platform
-from bisect import insort
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +20,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from semievol.backends.batches import Queue, cut
 from semievol.backends.chat import Chat
 from semievol.backends.memory import give_back, memory_told
+from semievol.backends.micro_batches import overhead_of
 from semievol.backends.quantization import quantised
 from semievol.errors import ModelError
 from semievol.ports import Request, Response, Then, nothing_more
@@ -33,8 +34,6 @@ BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072}
 """Tokens (rows times padded length) held at once, by device type."""
 CLOSE_RACE = 1e-4
 """Nats that may lie between the first two tokens where the row decides alone; rounding in fp32 stays well below it."""
-MIN_SHARED_PREFIX = 8
-"""A common beginning of at least this many tokens is computed once a batch."""
 
 
 def device_of(settings: ModelSettings) -> torch.device:
@@ -112,7 +111,7 @@ class HuggingFaceGenerator:
         limit = getattr(model.config, "max_position_embeddings", None) or max_length
         self.model, self.chat, self.max_length = model, chat, min(max_length, limit)
         self.device = model.device
-        self.prompt_tokens = 0
+        self.prompt_tokens, self.overhead = 0, overhead_of(model)
         self.batch_tokens = batch_tokens if batch_tokens is not None else batch_tokens_of(self.device)
 
     def fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
@@ -126,9 +125,9 @@ class HuggingFaceGenerator:
         """See `ports.Generator`."""
         asked = list(requests)
         prompts = self._tokenised([request.prompt for request in asked])
-        queue = _Queue(prompts)
+        queue = self._queue(prompts, [len(request.seeds) for request in asked], max_new_tokens)
         while queue:
-            batch = queue.take(self.batch_tokens, [len(request.seeds) for request in asked], max_new_tokens)
+            batch = queue.take()
             rows = [place for place, index in enumerate(batch) for _ in asked[index].seeds]
             seeds = [seed for index in batch for seed in asked[index].seeds]
             starts = [prompts[batch[place]] for place in rows]
@@ -139,8 +138,8 @@ class HuggingFaceGenerator:
             for index in batch:
                 responses = [next(drawn) for _ in asked[index].seeds]
                 more = then(index, responses)
-                for prompt in self._tokenised([request.prompt for request in more]):
-                    queue.add(prompt)
+                for request, prompt in zip(more, self._tokenised([one.prompt for one in more]), strict=True):
+                    queue.add(prompt, len(request.seeds))
                     prompts.append(prompt)
                 asked += more
                 yield index, responses
@@ -150,10 +149,10 @@ class HuggingFaceGenerator:
         """See `ports.Generator`. Only the tokens that tell the options apart are computed."""
         ids = self._tokenised(prompts)
         endings = {key: self.chat.distinguishing(key) for key in {tuple(row) for row in options}}
-        widths = [1 + sum(len(ending) > 1 for ending in endings[tuple(row)]) for row in options]
-        queue = _Queue(ids)
+        copies = [1 + sum(len(ending) > 1 for ending in endings[tuple(row)]) for row in options]
+        queue = self._queue(ids, copies, 1)
         while queue:
-            batch = queue.take(self.batch_tokens, widths, 1)
+            batch = queue.take()
             with memory_told("generation", partial(len, batch)):
                 scores = self._scores([ids[index] for index in batch], [endings[tuple(options[i])] for i in batch])
             for index, row in zip(batch, scores, strict=True):
@@ -163,6 +162,9 @@ class HuggingFaceGenerator:
         ids = self.chat.prompts_ids(prompts)
         self.prompt_tokens += sum(map(len, ids))
         return ids
+
+    def _queue(self, prompts: Sequence[list[int]], copies: Sequence[int], room: int) -> Queue:
+        return Queue(prompts, copies, room=room, most=self.batch_tokens, overhead=self.overhead)
 
     def _scores(self, prompts: list[list[int]], endings: Sequence[Sequence[list[int]]]) -> list[list[float]]:
         """Log-probability of each row's endings (option tokens) after its prompt, in nats."""
@@ -179,25 +181,25 @@ class HuggingFaceGenerator:
             scores[place][column] += rest
         return scores
 
-    def _prefill(self, prompts: list[list[int]]) -> "_State":
-        """Run the prompts through the model; what all of them begin with only once."""
-        shared = _shared_prefix(prompts)
-        shared = shared if shared >= MIN_SHARED_PREFIX and len(prompts) > 1 else 0
-        cache = DynamicCache(config=self.model.config)
-        if shared:
-            prefix = torch.tensor([prompts[0][:shared]], device=self.device)
-            self.model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache.batch_repeat_interleave(len(prompts))
-        width = max(len(prompt) for prompt in prompts) - shared
+    def _prefill(self, prompts: Sequence[list[int]]) -> "_State":
+        """Run the prompts through the model; what several of them begin with only once."""
+        found = cut(prompts, self.overhead)
+        if found.beginnings:
+            state = self._prefill(found.beginnings).select(torch.tensor(found.owners))
+            begun = [len(found.beginnings[owner]) for owner in found.owners]
+            prompts = [prompt[length:] for prompt, length in zip(prompts, begun, strict=True)]
+        else:
+            nothing = torch.empty((len(prompts), 0), device=self.device)
+            state = _State(DynamicCache(config=self.model.config), nothing.long(), nothing)
+        width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self.chat.tokenizer.pad_token_id)
-        mask = torch.ones((len(prompts), shared + width), dtype=torch.long)
+        mask = torch.zeros((len(prompts), width), dtype=torch.long)
         for place, prompt in enumerate(prompts):
-            padding = width - (len(prompt) - shared)
-            ids[place, padding:] = torch.tensor(prompt[shared:])
-            mask[place, shared : shared + padding] = 0
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, shared:]
-        state = _State(cache, mask.to(self.device), torch.empty(0))
-        return self._step(state, ids.to(self.device), positions.to(self.device))
+            ids[place, width - len(prompt) :] = torch.tensor(prompt)
+            mask[place, width - len(prompt) :] = 1
+        state.mask = torch.cat([state.mask, mask.to(self.device)], dim=1)
+        positions = (state.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -width:]
+        return self._step(state, ids.to(self.device), positions)
 
     def _step(self, state: "_State", ids: Tensor, positions: Tensor, keep: int = 1) -> "_State":
         output = self.model(
@@ -278,34 +280,6 @@ class HuggingFaceGenerator:
         ]
 
 
-class _Queue:
-    """Rows that wait for their batch, by index, in the order of their length in tokens."""
-
-    def __init__(self, prompts: Sequence[list[int]]) -> None:
-        self.known = len(prompts)
-        self.waiting = sorted((len(prompt), -index) for index, prompt in enumerate(prompts))
-
-    def __bool__(self) -> bool:
-        return bool(self.waiting)
-
-    def add(self, prompt: list[int]) -> None:
-        """One more row, whose index is the next."""
-        insort(self.waiting, (len(prompt), -self.known))
-        self.known += 1
-
-    def take(self, most: int, widths: Sequence[int], new_tokens: int) -> list[int]:
-        """Rows that go together: alike in length, the longest first, as wide as told, at least one in `most` tokens."""
-        batch, used, longest = list[int](), 0, self.waiting[-1][0]
-        while self.waiting:
-            index = -self.waiting[-1][1]
-            used += (longest + new_tokens) * widths[index]
-            if batch and used > most:
-                break
-            batch.append(index)
-            self.waiting.pop()
-        return batch
-
-
 @dataclass(slots=True)
 class _State:
     """Rows in flight: their keys and values, mask [rows, tokens] and last log-probabilities [rows, vocabulary]."""
@@ -357,13 +331,3 @@ def _first(logprobs: Tensor, temperatures: Tensor, times: Tensor) -> tuple[Tenso
     scale = torch.where(temperatures == 0, 1.0, temperatures)[:, None]
     best = (logprobs - scale * times.log()).topk(2, dim=-1)
     return best.indices[:, 0], best.values[:, 0] - best.values[:, 1] < CLOSE_RACE
-
-
-def _shared_prefix(prompts: Sequence[list[int]]) -> int:
-    """Length of the beginning that all prompts share, short of any prompt's last token."""
-    first, last = min(prompts), max(prompts)
-    limit = min(len(prompt) for prompt in prompts) - 1
-    for place in range(limit):
-        if first[place] != last[place]:
-            return place
-    return limit

@@ -8,21 +8,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
 START = {"cpu": (16, 9.8e6), "cuda": (120, 1e11)}
-"""What it costs to start a micro-batch, by device type: the tokens that could be computed while the weights are read,
+"""What it costs to start a batch, by device type: the tokens that could be computed while the weights are read,
 and how many weights could meet a token while a layer is started. On a CPU 64 to 128 tokens in all were best for the
 demo's model, 16 to 40 for one of 60 million parameters; for CUDA an estimate from what an H100 reads and computes."""
 
 
-def overhead_of(model: PeftModel) -> int:
-    """What starting a micro-batch costs the model on its device, in tokens: most for many small layers."""
-    base: Any = model.get_base_model()
-    every, trained = (base.num_parameters(only_trainable=only, exclude_embeddings=True) for only in (False, True))
-    read, started = START.get(base.device.type, START["cuda"])
-    return int(read + started * base.config.get_text_config().num_hidden_layers / (every - trained))
+def overhead_of(model: PreTrainedModel, adapter: int = 0) -> int:
+    """What starting a batch costs the model on its device, in tokens: most for many small layers.
+
+    `adapter`: how many of its weights belong to one.
+    """
+    weights = model.num_parameters(exclude_embeddings=True) - adapter
+    read, started = START.get(model.device.type, START["cuda"])
+    return int(read + started * model.config.get_text_config().num_hidden_layers / weights)
 
 
 def split(lengths: Sequence[int], most: int, overhead: int) -> list[list[int]]:

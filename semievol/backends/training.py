@@ -122,7 +122,7 @@ class LoraTrainer:
             self.chat.tokenizer.pad_token_id,
             rows=micro_batch(math.ceil(settings.batch_size / processes), settings.micro_batch_size, self.halvings),
             longest=max(len(item["input_ids"]) for item in dataset),
-            overhead=overhead_of(model),
+            overhead=_overhead(model),
             processes=processes,
             process=process,
         )
@@ -215,6 +215,11 @@ class LoraTrainer:
         adapted = get_peft_model(base, config)
         assert isinstance(adapted, PeftModel)
         return adapted
+
+
+def _overhead(model: PeftModel) -> int:
+    base: Any = model.get_base_model()
+    return overhead_of(base, adapter=base.num_parameters(only_trainable=True, exclude_embeddings=True))
 
 
 def _arguments(
