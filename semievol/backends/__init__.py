@@ -1,1 +1,26 @@
-"""Engines behind the ports: the only modules that import torch, transformers, PEFT, vLLM or openai."""
+"""Engines behind the ports: the only modules that import torch, transformers, PEFT, vLLM or openai.
+
+transformers and PEFT take along what they find installed, for losses and layers that nobody asks of them here. Without
+that a process starts in little more than half the time. Who needs one of these packages still imports it.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def _as_if_not_installed(*packages: str) -> Iterator[None]:
+    hidden = [name for name in packages if name not in sys.modules]
+    nothing: Any = dict.fromkeys(hidden)
+    sys.modules.update(nothing)
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+with _as_if_not_installed("bitsandbytes", "scipy", "sklearn"):
+    import peft  # noqa: F401  -- and transformers' models with it
