@@ -23,4 +23,6 @@ def _as_if_not_installed(*packages: str) -> Iterator[None]:
 
 
 with _as_if_not_installed("bitsandbytes", "scipy", "sklearn"):
-    import peft  # noqa: F401  -- and transformers' models with it
+    from peft.import_utils import is_bnb_available  # imports transformers' models too
+
+    is_bnb_available()  # the answer is kept until `quantization` has it asked again

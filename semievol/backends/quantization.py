@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from transformers import BitsAndBytesConfig
 
 from semievol.errors import ModelError
@@ -27,6 +28,8 @@ def quantised(settings: ModelSettings, dtype: torch.dtype, device: torch.device)
     check_quantization(settings)
     if settings.quantization == "none":
         return {}
+    for asked in (is_bnb_available, is_bnb_4bit_available):
+        asked.cache_clear()  # until now PEFT was told that it is not installed
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=settings.quantization,
