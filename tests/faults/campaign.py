@@ -70,11 +70,18 @@ def start_seconds(output: Path, whole_seconds: float) -> float:
 def full_disks(folder: Path, data: Path) -> int:
     """Runs on disks that get full."""
     wanted, right = results(folder / "undisturbed"), 0
-    command = [sys.executable, "-m", "tests.faults.disk_full", str(data), str(folder), *map(str, KILOBYTES)]
-    told = subprocess.run(["unshare", "-rm", *command], check=True, stdout=subprocess.PIPE, text=True)
-    for kilobytes, found in json.loads(told.stdout).items():
+    command = [sys.executable, "-m", "tests.faults.disk_full", str(data)]
+    for kilobytes in map(str, KILOBYTES):
+        (folder / kilobytes).mkdir()
+        told = subprocess.run(
+            ["unshare", "-rm", *command, str(folder / kilobytes), kilobytes],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        ended, [found] = (json.loads(told.stdout)[name] for name in ("ended", "full"))
         whole = found["unfinished"] == [] and not found["handed_out"]
-        held = found["status"] == 1 and "the disk is full" in found["said"] and whole and found["results"] == wanted
+        held = found["status"] == 1 and "the disk is full" in found["said"] and whole and ended["results"] == wanted
         right += held
         print(f"disk of {kilobytes:>5} KB: status {found['status']}, then {'the same bytes' if held else 'WRONG'}")
     print(f"{right} of {len(KILOBYTES)} full disks ended as they should")

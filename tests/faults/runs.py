@@ -22,9 +22,9 @@ from semievol.workdir import sha256_of
 BASE = Path(__file__).parents[2] / "demo" / "base"
 SETTINGS = {
     "model.device": "cpu",
-    "warmup.steps": 6,
+    "warmup.steps": 4,
     "warmup.learning_rate": 0.002,
-    "evolution.steps": 8,
+    "evolution.steps": 4,
     "evolution.learning_rate": 0.002,
     "generation.shard_size": 12,
     "generation.answers": "sampled",

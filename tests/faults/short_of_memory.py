@@ -1,4 +1,4 @@
-"""`semievol` on a machine that holds few rows at once: `python -m tests.faults.short_of_memory ROWS run ...`."""
+"""`semievol` on a machine that holds few rows: `python -m tests.faults.short_of_memory TRAINED PROMPTS run ...`."""
 
 import math
 import sys
@@ -29,9 +29,9 @@ def longest_rows(trainer: Any, model: Any, inputs: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    rows = int(sys.argv[1])
+    trained, prompts = map(int, sys.argv[1:3])
     trainer: Any = _MaskedTrainer
     generator: Any = HuggingFaceGenerator
-    trainer.compute_loss = limited(trainer.compute_loss, longest_rows, rows)
-    generator._prefill = limited(generator._prefill, lambda _, prompts: len(prompts), 4 * rows)
-    sys.exit(main(sys.argv[2:]))
+    trainer.compute_loss = limited(trainer.compute_loss, longest_rows, trained)
+    generator._prefill = limited(generator._prefill, lambda _, asked: len(asked), prompts)
+    sys.exit(main(sys.argv[3:]))
