@@ -29,8 +29,8 @@ from tests.servers import ROOT, Redis, alive, postgres, spawn, wait_for
 BASE = str(ROOT / "demo" / "base")
 RECIPE = {
     "warmup": {"learning_rate": 2e-3, "steps": 8, "batch_size": 8},
-    "evolution": {"learning_rate": 2e-3, "steps": 40, "batch_size": 16},
-    "generation": {"max_new_tokens": 12, "shard_size": 128},
+    "evolution": {"learning_rate": 2e-3, "steps": 48, "batch_size": 4},
+    "generation": {"max_new_tokens": 12, "shard_size": 16, "n": 2},
     "evaluation": {"max_new_tokens": 12},
     "propagation": {"retriever": "bm25"},
 }
@@ -61,6 +61,10 @@ class Stack:
         worker = spawn(*command, log=self.folder / "worker.log", **self.environment)
         self.workers.append(worker)
         return worker
+
+    def worker(self) -> subprocess.Popen[bytes]:
+        """The last one that was started, or a new one if that has ended."""
+        return self.workers[-1] if self.workers and self.workers[-1].poll() is None else self.start_worker()
 
     def stop_workers(self) -> None:
         for worker in self.workers:
@@ -243,14 +247,9 @@ def open_sqlite(tmp_path: Path) -> Iterator[Stack]:
         database.close()
 
 
-@pytest.fixture
-def sqlite_stack(tmp_path: Path) -> Iterator[Stack]:
-    with open_sqlite(tmp_path) as stack:
-        yield stack
-
-
-@pytest.fixture
-def postgres_stack(tmp_path: Path) -> Iterator[Stack]:
+@contextmanager
+def open_postgres(tmp_path: Path) -> Iterator[Stack]:
+    """PostgreSQL and Redis; Celery workers are started by the test."""
     with ExitStack() as ends:
         url = ends.enter_context(postgres())
         broker = Redis(tmp_path)
@@ -265,15 +264,16 @@ def postgres_stack(tmp_path: Path) -> Iterator[Stack]:
         yield stack
 
 
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Digests of all that the job leaves on SQLite with one worker, when nothing happens to it."""
-    with open_sqlite(tmp_path_factory.mktemp("undisturbed")) as stack:
-        job_id = stack.post_job()
-        stack.start_worker()
-        assert stack.wait_until_over(job_id).status == "succeeded"
-        stack.check_invariants(job_id)
-        return stack.results(job_id)
+@pytest.fixture
+def sqlite_stack(tmp_path: Path) -> Iterator[Stack]:
+    with open_sqlite(tmp_path) as stack:
+        yield stack
+
+
+@pytest.fixture
+def postgres_stack(tmp_path: Path) -> Iterator[Stack]:
+    with open_postgres(tmp_path) as stack:
+        yield stack
 
 
 def state_of(stack: Stack, unit_id: str) -> str:

@@ -10,11 +10,11 @@ from sqlalchemy import update
 
 from store import jobs, units
 from store.database import Database, now
-from store.models import StageRow, Unit
+from store.models import Unit
 from store.settings import Settings
 from store.units import Claim
-from tests.servers import postgres, wait_for
-from tests.worker.conftest import Stack, gone, kill, open_sqlite
+from tests.servers import postgres
+from tests.worker.conftest import Stack, open_sqlite
 from worker import commits
 from worker.forkserver import ForkServer
 from worker.supervisor import Attempt, LeaseLost, Supervisor
@@ -131,26 +131,3 @@ def test_an_attempt_that_lost_its_lease_tells_nothing(sqlite_stack: Stack, attem
     with pytest.raises(LeaseLost):
         attempt._hear({"kind": "checkpoint", "stage": STAGE, "step": 2, "files": {}})
     assert steps_of(sqlite_stack, attempt.claim.job_id) == []
-
-
-@pytest.mark.slow
-def test_losses_come_while_training_runs_and_once_after_a_kill(sqlite_stack: Stack) -> None:
-    stack = sqlite_stack
-    job_id = stack.post_job(recipe={"evolution": {"learning_rate": 2e-3, "steps": 70, "batch_size": 16}})
-    stack.start_worker()
-
-    def amid() -> list[int]:
-        with stack.database.read() as session:
-            done = session.get(StageRow, (job_id, STAGE)) is not None
-        assert not done, "training was over before its first losses came"
-        return steps_of(stack, job_id)
-
-    for more in (1, 5):
-        before = len(steps_of(stack, job_id))
-        wait_for(lambda: len(amid()) >= before + more, "losses")  # noqa: B023  -- called here only
-        _, runner, *_ = group = stack.runner_group(stack.wait_until_running(job_id, STAGE))
-        kill(runner)
-        wait_for(lambda: gone(group), "the end of the attempt", 15)  # noqa: B023
-    assert stack.wait_until_over(job_id).status == "succeeded"
-    assert steps_of(stack, job_id) == list(range(1, 71))
-    stack.check_invariants(job_id)

@@ -4,11 +4,8 @@ from sqlalchemy import update
 
 from store import jobs, units
 from store.models import Unit
-from tests.servers import wait_for
-from tests.worker.conftest import Stack, gone, kill
+from tests.worker.conftest import Stack
 from worker import commits
-
-SHARDS = {"generation": {"shard_size": 16}}
 
 
 def claim(stack: Stack) -> units.Claim:
@@ -62,27 +59,3 @@ def test_what_is_no_shard_of_the_round_or_was_tried_before_gets_its_own_process(
     assert after(sqlite_stack, first) is None
     assert claim(sqlite_stack).name == "round-1/generate-00001"
     assert after(sqlite_stack, first) is None  # the next round's
-
-
-def test_shards_share_a_process_and_a_kill_costs_the_shard_that_runs(sqlite_stack: Stack) -> None:
-    job_id = sqlite_stack.post_job(recipe=SHARDS)
-    sqlite_stack.start_worker()
-    early = sqlite_stack.runner_group(sqlite_stack.wait_until_running(job_id, "round-1/generate", done=0))
-    running = sqlite_stack.wait_until_running(job_id, "round-1/generate-00003", done=0)
-    group = sqlite_stack.runner_group(running)
-    assert group[0] == early[0]
-    kill(group[1])
-    wait_for(lambda: gone(group), "the end of the runner", 15)
-    assert sqlite_stack.wait_until_over(job_id).status == "succeeded"
-    sqlite_stack.check_invariants(job_id)
-    with sqlite_stack.database.read() as session:
-        shards = session.query(Unit).where(Unit.job_id == job_id, Unit.name.contains("/generate-")).all()
-        tries = {unit.name.rpartition("-")[2]: (unit.attempts, unit.lost) for unit in shards}
-    killed = [shard for shard, (_, lost) in tries.items() if lost]
-    assert len(killed) == 1
-    assert all(tried == (1, 0) for shard, tried in tries.items() if shard not in killed)
-    sqlite_stack.stop_workers()
-    again = sqlite_stack.post_job(recipe=SHARDS)
-    sqlite_stack.start_worker()
-    assert sqlite_stack.wait_until_over(again).status == "succeeded"
-    assert sqlite_stack.results(again) == sqlite_stack.results(job_id)
