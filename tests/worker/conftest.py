@@ -122,28 +122,22 @@ class Stack:
         wait_for(lambda: self.job(job_id).status in FINAL, f"the end of {job_id}", seconds)
         return self.job(job_id)
 
-    def wait_until_running(self, job_id: str, unit: str, done: int = 1) -> Unit:
-        """The unit, once it runs and has done some rows or steps."""
+    def wait_until_running(self, job_id: str, unit: str, done: int = 1) -> tuple[Unit, list[int]]:
+        """The unit, once it runs and has done some rows or steps, and its processes: guardian, runner, children."""
 
-        def look() -> Unit | None:
+        def look() -> tuple[Unit, list[int]] | None:
+            query = select(Unit, Worker.runner_pid).join(Worker, Worker.unit_id == Unit.id)
+            running = Unit.name.startswith(unit), Unit.state == "running", Unit.done >= done
             with self.database.read() as session:
-                query = select(Unit).where(Unit.job_id == job_id, Unit.name.startswith(unit), Unit.state == "running")
-                return session.scalars(query.where(Unit.done >= done)).first()
+                row = session.execute(query.where(Unit.job_id == job_id, *running)).first()
+            if row is None or row.runner_pid is None:
+                return None
+            group = [row.runner_pid, *(pid for pid in pids() if group_of(pid) == row.runner_pid != pid)]
+            return (row.Unit, group) if len(group) > 1 else None
 
         found = wait_for(look, f"the start of {unit}")
         assert found is not None
         return found
-
-    def runner_group(self, unit: Unit) -> list[int]:
-        """The processes that do the unit: guardian first, then the runner and its children."""
-
-        def look() -> int | None:
-            with self.database.read() as session:
-                return session.scalar(select(Worker.runner_pid).where(Worker.unit_id == unit.id))
-
-        leader = wait_for(look, "a recorded runner")
-        assert leader is not None
-        return [leader, *(pid for pid in pids() if pid != leader and group_of(pid) == leader)]
 
     def stage_files(self, job_id: str, stage: str) -> dict[str, str]:
         """SHA-256 by path of what a stage left."""

@@ -63,14 +63,14 @@ def test_killed_runners_cost_the_shard_that_runs_and_no_loss_is_told_twice(
     machine: Stack, undisturbed: dict[str, str]
 ) -> None:
     job_id = begin(machine)
-    early = machine.runner_group(machine.wait_until_running(job_id, GENERATION, done=0))
-    late = machine.runner_group(machine.wait_until_running(job_id, f"{GENERATION}-00003", done=0))
+    _, early = machine.wait_until_running(job_id, GENERATION, done=0)
+    _, late = machine.wait_until_running(job_id, f"{GENERATION}-00003", done=0)
     assert late[0] == early[0], "shards share a process"
     kill_runner(late)
     for more in (1, 5):
         before = len(losses_amid(machine, job_id))
         wait_for(lambda: len(losses_amid(machine, job_id)) >= before + more, "losses")  # noqa: B023
-        kill_runner(machine.runner_group(machine.wait_until_running(job_id, TRAINING)))
+        kill_runner(machine.wait_until_running(job_id, TRAINING)[1])
     finish(machine, job_id, undisturbed)
     with machine.database.read() as session:
         shards = session.query(Unit).where(Unit.job_id == job_id, Unit.name.contains("/generate-")).all()
@@ -101,7 +101,7 @@ def losses_amid(stack: Stack, job_id: str) -> list[list[float]]:
 def kill_worker(stack: Stack, job_id: str, unit: str, victim: str) -> None:
     """Kill what owns the running unit, or what started that; no process of the attempt is left."""
     worker = stack.worker()
-    group = stack.runner_group(stack.wait_until_running(job_id, unit, done=int(unit == TRAINING)))
+    _, group = stack.wait_until_running(job_id, unit, done=int(unit == TRAINING))
     owner = supervisor_of(worker.pid, stack)
     kill(owner if victim == "supervisor" else worker.pid)
     wait_for(lambda: gone([*group, owner]), "the end of the old attempt", 15)
@@ -121,8 +121,8 @@ def test_a_pause_loses_at_most_a_checkpoint_and_a_killed_worker_changes_nothing(
     machine: Stack, undisturbed: dict[str, str]
 ) -> None:
     job_id = begin(machine)
-    running = machine.wait_until_running(job_id, TRAINING, done=10)
-    unit = pause(machine, running)
+    running, group = machine.wait_until_running(job_id, TRAINING, done=10)
+    unit = pause(machine, running, group)
     assert unit.state == "ready"
     assert unit.checkpoint is not None
     assert unit.checkpoint["step"] >= running.done
@@ -137,14 +137,13 @@ def test_a_pause_loses_at_most_a_checkpoint_and_a_killed_worker_changes_nothing(
 @pytest.mark.parametrize(("unit", "done"), [("propagate", 0), pytest.param(TRAINING, 1, marks=pytest.mark.long)])
 def test_cancel_frees_the_worker_within_ten_seconds(machine: Stack, unit: str, done: int) -> None:
     job_id = begin(machine)
-    running = machine.wait_until_running(job_id, unit, done)
-    group = machine.runner_group(running)
+    _, group = machine.wait_until_running(job_id, unit, done)
     with machine.database.write() as session:
         assert jobs.move(session, job_id, "cancelled", "Cancelled")
     asked = time.monotonic()
     wait_for(lambda: gone(group), "the end of the runner", 10)
     next_job = machine.post_job()
-    machine.wait_until_running(next_job, "prepare", done=0)
+    wait_for(lambda: machine.job(next_job).status == "running", "the next job")
     assert time.monotonic() - asked < 10
     with machine.database.write() as session:
         jobs.move(session, next_job, "cancelled", "Cancelled")
@@ -156,23 +155,22 @@ def test_a_paused_generation_a_stopped_worker_and_killed_runners_change_nothing(
     cluster: Stack, undisturbed: dict[str, str]
 ) -> None:
     job_id = begin(cluster)
-    unit = pause(cluster, cluster.wait_until_running(job_id, GENERATION, done=0))
+    unit = pause(cluster, *cluster.wait_until_running(job_id, GENERATION, done=0))
     assert unit.state in {"ready", "done"}  # a shard that was nearly done may have ended instead of stopping
     resume(cluster, job_id)
-    kill_runner(cluster.runner_group(cluster.wait_until_running(job_id, GENERATION, done=0)))
-    running = cluster.wait_until_running(job_id, TRAINING, done=5)
+    kill_runner(cluster.wait_until_running(job_id, GENERATION, done=0)[1])
+    running, _ = cluster.wait_until_running(job_id, TRAINING, done=5)
     worker = cluster.worker()
     worker.terminate()
     assert worker.wait(30) == 0
     assert state_of(cluster, running.id) == "ready"
     cluster.worker()
-    kill_runner(cluster.runner_group(cluster.wait_until_running(job_id, TRAINING)))
+    kill_runner(cluster.wait_until_running(job_id, TRAINING)[1])
     finish(cluster, job_id, undisturbed)
 
 
-def pause(stack: Stack, running: Unit) -> Unit:
+def pause(stack: Stack, running: Unit, group: list[int]) -> Unit:
     """Pause the job of the unit; the unit as it then is, given back without being counted as lost."""
-    group = stack.runner_group(running)
     with stack.database.write() as session:
         assert jobs.pause(session, running.job_id)
     wait_for(lambda: gone(group), "the end of the runner", 20)
