@@ -1,19 +1,13 @@
 """How good a model is on held-out rows, with intervals and a paired test. Greedy decoding."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from scipy.special import bdtr
 
 from semievol.answers import Answers
 from semievol.examples import Example
 from semievol.ports import Generator, Progress, Request, no_progress
 from semievol.replies import reply_limit
-
-_Z = 1.959963984540054
-"""Of the normal distribution, 97.5 % lie below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +67,24 @@ def accuracy(predictions: Sequence[Prediction]) -> Accuracy:
 
 def share(correct: int, n: int) -> Accuracy:
     """`correct` of `n`, at least one, with the Wilson 95 % interval."""
-    value, spread = correct / n, _Z**2 / n
-    middle = (value + spread / 2) / (1 + spread)
-    half = math.sqrt(spread * (value * (1 - value) + spread / 4)) / (1 + spread)
-    low, high = middle - half if correct else 0.0, middle + half if correct < n else 1.0
-    return Accuracy(value, low, high, n)
+    interval = _binomial_test(correct, n).proportion_ci(0.95, method="wilson")
+    return Accuracy(correct / n, float(interval.low), float(interval.high), n)
 
 
 def mcnemar(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, Any]:
     """Rows that flipped each way and McNemar's exact two-sided p-value (binomial over the flips)."""
     gained = [new for old, new in zip(before, after, strict=True) if new.correct and not old.correct]
     lost = [new for old, new in zip(before, after, strict=True) if old.correct and not new.correct]
-    p_value = min(1.0, 2 * float(bdtr(min(len(gained), len(lost)), len(gained) + len(lost), 0.5)))
+    flips = len(gained) + len(lost)
+    p_value = float(_binomial_test(len(gained), flips).pvalue) if flips else 1.0
     return {"gained": len(gained), "lost": len(lost), "p_value": p_value}
+
+
+def _binomial_test(successes: int, trials: int) -> Any:
+    """Of a fair coin."""
+    from scipy.stats import binomtest  # noqa: PLC0415  -- half a second, which only the end of a run needs
+
+    return binomtest(successes, trials, 0.5)
 
 
 def prediction_record(prediction: Prediction) -> dict[str, Any]:

@@ -23,13 +23,20 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
+KEPT = Path(__file__).parent.parent / ".cache"
+"""Of this checkout; what a run leaves there makes the next one faster."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What runs of the tests took is nothing to estimate other runs by. Models that were downloaded stay at hand."""
+    """What runs of the tests took is nothing to estimate other runs by. Models that were downloaded stay at hand.
+
+    So does what vLLM learned of its models, which takes a process and several seconds.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     with pytest.MonkeyPatch.context() as changes:
         changes.setenv("HF_HOME", os.environ.get("HF_HOME") or f"{cache}/huggingface")
+        changes.setenv("VLLM_CACHE_ROOT", os.environ.get("VLLM_CACHE_ROOT") or str(KEPT / "vllm"))
         changes.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 

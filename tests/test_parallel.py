@@ -221,8 +221,10 @@ def test_nothing_survives_a_killed_parent(tmp_path: Path) -> None:
     parent = os.fork()
     if parent == 0:
         begun = lambda *_: (tmp_path / "begun").touch()  # noqa: E731
-        train(tmp_path / "out", "ddp", SMOOTH.model_copy(update={"steps": 100_000}), progress=begun)
-        os._exit(1)
+        try:
+            train(tmp_path / "out", "ddp", SMOOTH.model_copy(update={"steps": 100_000}), progress=begun)
+        finally:
+            os._exit(1)  # whatever happens, the tests go on in one process
     wait_for((tmp_path / "begun").exists, "the first step")
     tree = descendants(parent)
     assert len(tree) >= 3, "the launcher and two processes"
