@@ -20,6 +20,16 @@ def test_a_module_loads_without_torch(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_models_load_without_what_libraries_take_along() -> None:
+    """It is said not to be there while they are imported, and is there for who asks afterwards."""
+    script = (
+        "import sys, semievol.backends.local; taken = {'bitsandbytes', 'scipy.stats', 'sklearn'} & set(sys.modules);"
+        "from scipy.stats import binomtest; sys.exit(f'loaded {taken}' if taken else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
 def test_help_is_given_without_torch(tmp_path: Path, arguments: list[str]) -> None:
     done = subprocess.run(
