@@ -30,6 +30,12 @@ def test_models_load_without_what_libraries_take_along() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_models_load_where_transformers_has_found_these_packages() -> None:
+    script = "from transformers.utils import is_scipy_available as found; found(); import semievol.backends.local"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
 def test_help_is_given_without_torch(tmp_path: Path, arguments: list[str]) -> None:
     done = subprocess.run(
