@@ -18,7 +18,7 @@ from semievol.backends.huggingface import load_model
 from semievol.backends.local import LocalBackend
 from semievol.backends.parallel import check_processes
 from semievol.backends.training import LoraTrainer
-from semievol.errors import EngineDied, LossDiverged, OutOfMemory, RecipeError
+from semievol.errors import EngineDied, LossDiverged, ModelError, OutOfMemory, RecipeError
 from semievol.fakes import FakeCheckpoints
 from semievol.ports import Checkpoints, Progress, TrainingLog, TrainingRow, no_progress
 from semievol.prompts import Message
@@ -284,6 +284,14 @@ def test_a_process_that_does_not_start_is_told(tmp_path: Path) -> None:
     change = "os.write(2, b'no luck\\n'); os._exit(7)"
     with in_processes(tmp_path / "site", change), pytest.raises(EngineDied, match="status 7: no luck"):
         train(tmp_path / "out", "ddp")
+
+
+@pytest.mark.long
+def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    parallel = ParallelSettings(processes=2)
+    trainer = LoraTrainer(str(tmp_path / "none"), CPU, Chat.load(BASE, None), parallel=parallel)
+    with pytest.raises(ModelError):
+        trainer.train(ROWS, SMOOTH, seed=5, output=tmp_path / "out")
 
 
 # --- what there is no room for ----------------------------------------------------------------------------------------
